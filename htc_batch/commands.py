@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _KEYS = {
     "model": "model.preset",
     "weights": "model.weights",
+    "ensemble": "ensemble",
+    "augment": "model.augment",
     "score_threshold": "model.score_threshold",
     "max_detections": "model.max_detections",
     "precision": "model.precision",
@@ -53,9 +55,10 @@ def run(
         fresh: begin a new run even if there is one to resume.
         incremental: only what is new or changed since the earlier runs (docs/nightly.md).
         overrides: keys of the spec with a dot, such as {"retry.max_attempts": 2}; of an input and an output only.
-        options: model, weights, score_threshold, max_detections, precision, semantic, panoptic, workers, batch_size,
-            shard_images, limit and storage, of an input and an output only, as the flags of `htc run`; and what
-            `pipeline.driver.run` takes beside the spec, such as load_model, a function that returns your own model.
+        options: model, weights, ensemble (a list of members, or the section of a spec), augment, score_threshold,
+            max_detections, precision, semantic, panoptic, workers, batch_size, shard_images, limit and storage, of an
+            input and an output only, as the flags of `htc run`; and what `pipeline.driver.run` takes beside the spec,
+            such as load_model, a function that returns your own model.
 
     Returns:
         The summary, which is also in the run's summary.json; its `exit_code` is 0 when every image has its row and

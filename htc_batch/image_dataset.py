@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from pipeline.errors import InputError, NotFoundError
 from pipeline.inputs.decode import decode_image
+from pipeline.inputs.formats.bands import rule_of
 from pipeline.inputs.read import fetch_image
 from pipeline.output.layout import run_folder
 from pipeline.planning.manifest import Manifest, ManifestReader
@@ -111,7 +112,9 @@ class ImageDataset(Dataset[Sample]):
         if row["etag"] is not None and version.etag is not None and version.etag != row["etag"]:
             raise InputError(f"{row['uri']} has changed since run {row['run']}; its masks are of another picture.")
         # The run has decoded it before, so its size is safe.
-        pixels = decode_image(payload, max_pixels=max(1, row["width"] * row["height"]))
+        record = next(each for each in self._results.records if each.run == row["run"])
+        rule = rule_of(record.spec.get("input", {}))
+        pixels = decode_image(payload, max_pixels=max(1, row["width"] * row["height"]), rule=rule)
         if pixels.shape[:2] != (row["height"], row["width"]):
             raise InputError(f"{row['uri']} has another size than in run {row['run']}.")
         return pixels

@@ -5,7 +5,7 @@ coordinates whose unit is one pixel.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypedDict
 
 from torch import Tensor
@@ -79,6 +79,7 @@ class RawDetections:
     labels: [N] int64 in [0, C).
     mask_probs: [N, 28, 28] float32 in [0, 1] at each detection's own class, or None for a box-only model.
     original_size: (height, width) of the decoded image.
+    mask_boxes_xyxy: [N, 4], over which the masks are stretched; None: over `boxes_xyxy`, as in all networks here.
     semantic: the semantic branch's map in each view; None where it was not asked for.
     """
 
@@ -87,7 +88,34 @@ class RawDetections:
     labels: Tensor
     mask_probs: Tensor | None
     original_size: tuple[int, int]
-    semantic: Sequence[SemanticMap] | None = None
+    mask_boxes_xyxy: Tensor | None = field(default=None, kw_only=True)
+    semantic: Sequence[SemanticMap] | None = field(default=None, kw_only=True)
+
+    @property
+    def mask_boxes(self) -> Tensor:
+        """The boxes [N, 4] over which the masks are stretched."""
+        return self.boxes_xyxy if self.mask_boxes_xyxy is None else self.mask_boxes_xyxy
+
+
+@dataclass(frozen=True)
+class FrameDetections:
+    """One image's detections whose masks cover the whole image, before they are encoded; tensors on one device.
+
+    boxes_xyxy: [N, 4] float32, pixels of the original image; None for the boxes that enclose the masks.
+    scores: [N] float32 in [0, 1].
+    labels: [N] int64 in [0, C).
+    masks: [N, h, w], bool, or floats (logits or probabilities); h x w pixels of any number are stretched over the
+        original image, and hold no padding.
+    is_logits: whether float masks are logits, which are foreground from 0 on; probabilities are from 0.5 on.
+    original_size: (height, width) of the decoded image.
+    """
+
+    boxes_xyxy: Tensor | None
+    scores: Tensor
+    labels: Tensor
+    masks: Tensor
+    is_logits: bool
+    original_size: tuple[int, int]
 
 
 @dataclass(frozen=True)

@@ -199,7 +199,7 @@ class FastModel:
                 found.labels[image, :count],
                 None if found.mask_probs is None else found.mask_probs[image, :count],
                 batch.original_sizes[image],
-                None
+                semantic=None
                 if found.semantic_logits is None
                 else (cut_map(found.semantic_logits[image], batch.image_sizes[image]),),
             )

@@ -80,7 +80,7 @@ class HTC(nn.Module):
                 labels,
                 probs,
                 original_size,
-                None if semantic is None else (semantic,),
+                semantic=None if semantic is None else (semantic,),
             )
             for (boxes, scores, labels), probs, image_size, original_size, semantic in zip(
                 detected, mask_probs, batch.image_sizes, batch.original_sizes, maps, strict=True

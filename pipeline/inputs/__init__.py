@@ -13,17 +13,23 @@ if TYPE_CHECKING:
     from pipeline.inputs.resume import ListedBefore
     from pipeline.inputs.shard import Shard
     from pipeline.inputs.source_notes import SourceNotes
+    from pipeline.inputs.windows import ArrayWindows, BandRule, Georeference, WindowedImage, open_windows
 
 __all__ = [
+    "ArrayWindows",
+    "BandRule",
+    "Georeference",
     "ImageRef",
     "ListedBefore",
     "Shard",
     "SourceNotes",
     "StoredSize",
+    "WindowedImage",
     "decode_image",
     "fetch_image",
     "list_images",
     "locate_image",
+    "open_windows",
     "read_coco",
     "read_image",
     "read_size",
@@ -40,5 +46,6 @@ __getattr__ = attach(
         "resume": ["ListedBefore"],
         "shard": ["Shard"],
         "source_notes": ["SourceNotes"],
+        "windows": ["ArrayWindows", "BandRule", "Georeference", "WindowedImage", "open_windows"],
     },
 )

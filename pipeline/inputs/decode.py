@@ -32,11 +32,13 @@ from PIL import (
 from pipeline.errors import ImageError
 from pipeline.inputs.formats import jpeg as jpeg_files
 from pipeline.inputs.formats import png as png_files
+from pipeline.inputs.formats.bands import AS_STORED, BandRule, permute
 from pipeline.inputs.formats.detect import find_format
 from pipeline.inputs.formats.heif import decode_heif, open_heif
 from pipeline.inputs.formats.jpeg_decoders import JpegDecoder, make_upright
 from pipeline.inputs.formats.size_limit import check_size
 from pipeline.inputs.formats.tiff import decode_tiff_page, open_tiff
+from pipeline.inputs.formats.tiff_layout import has_levels
 from pipeline.inputs.formats.webp import canvas_size
 from pipeline.text import message_of
 
@@ -88,7 +90,11 @@ _MAX_REASON_CHARS = 200
 
 
 def decode_image(
-    payload: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS, jpeg: JpegDecoder | None = None
+    payload: bytes,
+    *,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    jpeg: JpegDecoder | None = None,
+    rule: BandRule = AS_STORED,
 ) -> NDArray[np.uint8]:
     """Decode one image file.
 
@@ -98,6 +104,7 @@ def decode_image(
         payload: the whole file.
         max_pixels: the limit on width x height, checked against the header before decoding.
         jpeg: decodes the ordinary JPEG files that it can; Pillow all others.
+        rule: which bands become red, green and blue.
 
     Returns:
         [H, W, 3] uint8 RGB, upright, contiguous and writable.
@@ -108,30 +115,30 @@ def decode_image(
     name = find_format(payload)
     _silence_pillow()
     try:
-        if name == "HEIC":
-            heif = open_heif(payload)
-            check_size(heif.size, max_pixels)
-            return decode_heif(heif)
         if name == "TIFF":
-            found = open_tiff(payload, max_pixels)
-            return (
-                _decode(payload, name, max_pixels, page=found.index or 0)
-                if found.is_for_pillow
-                else decode_tiff_page(found)
-            )
-        _check_canvas(payload, name, max_pixels)
-        prepared = _prepare(payload, name)
-        if (
-            name == "JPEG"
-            and jpeg is not None
-            and (pixels := _decode_plain_jpeg(prepared, jpeg, max_pixels)) is not None
-        ):
-            return pixels
-        return _decode(prepared, name, max_pixels)
+            found = open_tiff(payload, max_pixels, rule)
+            if found.is_for_pillow:
+                return permute(_decode(payload, name, max_pixels, page=found.index or 0), rule)
+            pixels = decode_tiff_page(found, rule)
+            return pixels if has_levels(found.page) else permute(pixels, rule)
+        return permute(_decode_other(payload, name, max_pixels, jpeg), rule)
     except Image.DecompressionBombError as error:
         raise ImageError("too_large", message_of(f"{name}: {error}", max_chars=_MAX_REASON_CHARS)) from error
     except _DECODE_ERRORS as error:
         raise ImageError("unreadable", _reason(name, error)) from error
+
+
+def _decode_other(payload: bytes, name: str, max_pixels: int, jpeg: JpegDecoder | None) -> NDArray[np.uint8]:
+    """Decode a file that is no TIFF."""
+    if name == "HEIC":
+        heif = open_heif(payload)
+        check_size(heif.size, max_pixels)
+        return decode_heif(heif)
+    _check_canvas(payload, name, max_pixels)
+    prepared = _prepare(payload, name)
+    if name == "JPEG" and jpeg is not None and (pixels := _decode_plain_jpeg(prepared, jpeg, max_pixels)) is not None:
+        return pixels
+    return _decode(prepared, name, max_pixels)
 
 
 @dataclass(frozen=True)
@@ -139,10 +146,12 @@ class ImageHeader:
     """The memory that decoding an image takes, in bytes.
 
     pixel_bytes: of the resulting array. decoding_bytes: the most that is held beside it during decoding.
+    size: (width, height) in pixels as stored, which the orientation may turn.
     """
 
     pixel_bytes: int
     decoding_bytes: int
+    size: tuple[int, int] = (0, 0)
 
 
 # Bytes per pixel held beside the resulting array: Pillow's own image (4, whatever the mode), its copies by `convert`
@@ -155,7 +164,7 @@ _CMYK_BYTES_PER_PIXEL = 18
 _MOST_BYTES_PER_PIXEL = 20
 
 
-def read_header(payload: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> ImageHeader:
+def read_header(payload: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS, rule: BandRule = AS_STORED) -> ImageHeader:
     """Read from an image's header how much memory `decode_image` will take; no pixel is decoded.
 
     Returns:
@@ -167,7 +176,7 @@ def read_header(payload: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Imag
         if name == "HEIC":
             return _header(open_heif(payload).size, max_pixels, _MOST_BYTES_PER_PIXEL)
         if name == "TIFF":
-            found = open_tiff(payload, max_pixels)
+            found = open_tiff(payload, max_pixels, rule)
             each = _DECODING_BYTES_PER_PIXEL if found.is_for_pillow else _MOST_BYTES_PER_PIXEL
             return _header((found.page.imagewidth, found.page.imagelength), max_pixels, each)
         _check_canvas(payload, name, max_pixels)
@@ -180,6 +189,35 @@ def read_header(payload: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Imag
     except (ImageError, Image.DecompressionBombError, *_DECODE_ERRORS):
         # `decode_image` will refuse the same file, with its reason.
         return ImageHeader(0, 0)
+
+
+def load_whole(payload: bytes, *, max_pixels: int) -> tuple[ImageFile.ImageFile, int]:
+    """Decode a JPEG or PNG as Pillow holds it: four bytes per pixel at most, and no copies beside them.
+
+    For images far beyond DEFAULT_MAX_PIXELS, of which `decode_image` would hold several copies.
+
+    Returns:
+        The image, with its transparency, and the EXIF orientation (1 to 8) that turns it upright.
+
+    Raises:
+        ImageError: `unreadable`, or `too_large`: also all other formats.
+    """
+    name = find_format(payload)
+    if name not in ("JPEG", "PNG"):
+        raise ImageError("too_large", f"a {name} of more than {DEFAULT_MAX_PIXELS} pixels is not decoded")
+    _silence_pillow()
+    try:
+        is_png = name == "PNG"
+        prepared = png_files.without_metadata(payload, keeps_transparency=True) if is_png else _prepare(payload, name)
+        image = _READERS[name](io.BytesIO(prepared))
+        check_size(image.size, max_pixels)
+        if image.mode == "CMYK":
+            raise ImageError("too_large", f"a CMYK {name} of more than {DEFAULT_MAX_PIXELS} pixels is not decoded")
+        orientation = _read_orientation(image.info.get("exif", b""))
+        image.load()
+    except _DECODE_ERRORS as error:
+        raise ImageError("unreadable", _reason(name, error)) from error
+    return image, orientation if orientation in _UPRIGHT else 1
 
 
 @dataclass(frozen=True)
@@ -239,7 +277,7 @@ def _check_canvas(payload: bytes, name: str, max_pixels: int) -> None:
 def _header(size: tuple[int, int], max_pixels: int, decoding_bytes_per_pixel: int) -> ImageHeader:
     check_size(size, max_pixels)
     pixels = size[0] * size[1]
-    return ImageHeader(3 * pixels, decoding_bytes_per_pixel * pixels)
+    return ImageHeader(3 * pixels, decoding_bytes_per_pixel * pixels, size)
 
 
 def _prepare(payload: bytes, name: str) -> bytes:

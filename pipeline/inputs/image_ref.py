@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from hashlib import blake2b
 
+from pipeline.inputs.georeference import Georeference
+
 
 @dataclass(frozen=True, slots=True)
 class ImageRef:
@@ -62,8 +64,10 @@ class ReadVersion:
     """The size and version that were read of an image, and whether the version differs from the listed one.
 
     etag, is_changed: None if the store or the listing does not report versions.
+    georeference: where that version lies on the ground; None if it does not say.
     """
 
     bytes: int
     etag: str | None
     is_changed: bool | None
+    georeference: Georeference | None = None

@@ -10,9 +10,9 @@ from pipeline.job_spec.map_tables import MapTable
 from pipeline.storage.uris import display_uri
 
 if TYPE_CHECKING:
-    from htc_model.config import ModelConfig
     from htc_model.semantic_classes import SemanticClass
     from htc_model.structures import Detections, Rle
+    from pipeline.output.rows import ClassNames
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ ROW_KINDS: Mapping[MapTable, type[MapRow]] = {"semantic": SemanticRow, "panoptic
 def build_map_rows(
     ref: ImageRef,
     detections: "Detections",
-    config: "ModelConfig",
+    config: "ClassNames",
     classes: "Sequence[SemanticClass]",
     tables: Sequence[MapTable],
     *,
@@ -73,7 +73,7 @@ def build_map_rows(
 
     Args:
         detections: with semantic regions, most confident first.
-        config: gives the categories of labels. classes: those of the semantic branch, by channel.
+        config: of the network; gives the categories of labels. classes: those of the semantic branch, by channel.
         tables: the ones that the run has.
         model: the value of the column `model`.
 
@@ -122,7 +122,7 @@ def _semantic_rows(
 def _panoptic_rows(
     ref: ImageRef,
     detections: "Detections",
-    config: "ModelConfig",
+    config: "ClassNames",
     classes: "Sequence[SemanticClass]",
     model: str,
 ) -> list[PanopticRow]:

@@ -43,7 +43,7 @@ BLOOM_FILTERS: Mapping[TableName, dict[str, dict[str, float]]] = {
 }
 # The columns whose values repeat; for the others a dictionary costs time and space.
 DICTIONARIES: Mapping[TableName, list[str]] = {
-    "images": ["width", "height", "shard", "status", "error", "attempts", "instances", "model", "run_name"],
+    "images": ["width", "height", "shard", "status", "error", "attempts", "instances", "model", "crs", "run_name"],
     "instances": [
         *("image_id", "uri", "instance", "category_id", "category", "mask.size.list.element", "model", "run_name"),
     ],

@@ -5,14 +5,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.errors import ImageStatus
 from pipeline.inputs.image_ref import ImageRef, ReadVersion, image_id
 from pipeline.storage.uris import display_uri
 
 if TYPE_CHECKING:
-    from htc_model.config import ModelConfig
     from htc_model.structures import Detections
 
 
@@ -29,6 +28,7 @@ class ImageRow:
     error: one line; None when status is "ok". attempts: of the shard, 1 or more.
     instances: the number of its rows in `instances`. model: its name, see `weights.naming`.
     changed: whether the image has changed between listing and reading; None when that is not known.
+    crs, transform: where the image lies on the ground, see `inputs.georeference`; None where its file does not say.
     """
 
     image_id: int
@@ -44,6 +44,8 @@ class ImageRow:
     instances: int
     model: str
     changed: bool | None
+    crs: str | None = None
+    transform: list[float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,7 @@ def build_image_row(
         read: the version that was read; None when nothing was read, and the listed version is kept.
     """
     height, width = size or (None, None)
+    georeference = None if read is None else read.georeference
     return ImageRow(
         image_id=image_id(ref.uri),
         uri=display_uri(ref.uri),
@@ -100,11 +103,29 @@ def build_image_row(
         instances=instances,
         model=model,
         changed=None if read is None else read.is_changed,
+        crs=None if georeference is None else georeference.crs,
+        transform=None if georeference is None else list(georeference.transform),
     )
 
 
+class ClassNames(Protocol):
+    """What rows need of a model; `htc_model.config.ModelConfig` has it, and any other model."""
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """The names of its classes, by label."""
+
+    @property
+    def category_ids(self) -> Sequence[int]:
+        """The data set's ids of its classes, by label."""
+
+
 def build_instance_rows(
-    ref: ImageRef, detections: "Detections", config: "ModelConfig", *, model: str | None = None
+    ref: ImageRef, detections: "Detections", config: ClassNames, *, model: str | None = None
 ) -> list[InstanceRow]:
     """Build an image's instance rows; the only place where labels become the data set's category ids.
 

@@ -30,6 +30,9 @@ IMAGES_SCHEMA = pa.schema(
         pa.field("model", pa.string(), nullable=False),
         # Parts of the first release lack the column; it is read as null.
         pa.field("changed", pa.bool_()),
+        # Null where the file does not say, and absent from parts of earlier releases.
+        pa.field("crs", pa.string()),
+        pa.field("transform", pa.list_(pa.float64())),
     ],
     metadata=_METADATA,
 )

@@ -54,6 +54,7 @@ _SQL_TYPES = {
     pa.int32(): "INTEGER",
     pa.int64(): "BIGINT",
     pa.float32(): "FLOAT",
+    pa.float64(): "DOUBLE",
     pa.string(): "VARCHAR",
 }
 # What DuckDB's Parquet reader reports of a broken footer or page index, which Arrow may not read.

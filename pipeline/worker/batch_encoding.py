@@ -103,7 +103,7 @@ class BatchEncoder:
         # The model's stream may reuse their memory only after this one has read it.
         for raw in raws:
             maps = [seen.logits for seen in raw.semantic or ()]
-            for tensor in (raw.boxes_xyxy, raw.scores, raw.labels, raw.mask_probs, *maps):
+            for tensor in (raw.boxes_xyxy, raw.scores, raw.labels, raw.mask_probs, raw.mask_boxes_xyxy, *maps):
                 if tensor is not None:
                     tensor.record_stream(stream)
         return torch.cuda.stream(stream)
@@ -117,7 +117,8 @@ class BatchEncoder:
         if len(probs) == len(raws):
             maps = torch.cat(probs).float()
             sizes = [raw.original_size for raw in raws for _ in range(len(raw.scores))]
-            pending = find_runs(maps, boxes, sizes) if sizes else None
+            mask_boxes = torch.cat([raw.mask_boxes.float() for raw in raws])
+            pending = find_runs(maps, mask_boxes, sizes) if sizes else None
             are_finite = maps.flatten(1).isfinite().all(dim=1).cpu()
             masks = [] if pending is None else self._text(pending.wait())
         host_boxes = boxes.cpu()

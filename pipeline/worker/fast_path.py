@@ -9,11 +9,9 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.ops import box_iou
 
@@ -23,6 +21,7 @@ from htc_model.inference.plan import Precision, why_not_static
 from htc_model.network.detector import HTC
 from htc_model.preprocess import build_batch
 from htc_model.structures import ImageBatch, RawDetections, SemanticMap
+from pipeline.models.made_images import made_images
 from pipeline.text import one_line
 
 log = logging.getLogger(__name__)
@@ -51,6 +50,25 @@ class SegmentationModel(Protocol):
 
     def infer(self, batch: ImageBatch) -> list[RawDetections]:
         """Detections of every image of the batch, on the batch's device."""
+
+
+@runtime_checkable
+class WholeImageModel(Protocol):
+    """A model that takes decoded images and resizes them itself, such as one with views or an ensemble."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """Classes and thresholds of the results, and the resize that decides which images share a batch."""
+
+    @property
+    def configs(self) -> Sequence[ModelConfig]:
+        """Those of all networks that see an image, whose memory adds up."""
+
+    def place(self, device: torch.device) -> None:
+        """Put the networks on a device."""
+
+    def infer_images(self, images: Sequence[Tensor], *, at_once: int | None = None) -> list[RawDetections]:
+        """Detections of every image [H, W, 3] uint8 RGB, on the images' device."""
 
 
 @dataclass(frozen=True)
@@ -177,20 +195,3 @@ def _mask_change(one: Tensor, other: Tensor) -> Tensor:
 
 def _autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
-
-
-def made_images(size: tuple[int, int], count: int) -> Sequence[NDArray[np.uint8]]:
-    """Make images [H, W, 3] with soft shading, hard discs and bars, different each, the same ones each time."""
-    rng = np.random.default_rng(count)
-    height, width = size
-    rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
-    images = []
-    for _ in range(count):
-        canvas = np.stack([(rows * a + columns * b) % 256 for a, b in rng.uniform(-1, 1, (3, 2))], axis=-1)
-        for _ in range(8):
-            y, x = rng.uniform(0, height), rng.uniform(0, width)
-            radius = rng.uniform(10, min(size) / 3)
-            is_inside = (rows - y) ** 2 + ((columns - x) * rng.uniform(0.5, 2)) ** 2 < radius**2
-            canvas[is_inside] = canvas[is_inside] * 0.2 + rng.uniform(0, 200, 3)
-        images.append((canvas + rng.normal(0, 6, canvas.shape)).clip(0, 255).astype(np.uint8))
-    return images

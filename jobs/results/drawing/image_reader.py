@@ -16,6 +16,7 @@ from jobs.results.drawing.overlay import Overlay, render_overlay, with_note
 from jobs.results.drawing.style import Style
 from pipeline.errors import HtcError, ImageError, InputError, NotFoundError, SpecError
 from pipeline.inputs.decode import DEFAULT_MAX_PIXELS, decode_image
+from pipeline.inputs.formats.bands import rule_of
 from pipeline.inputs.read import fetch_image
 from pipeline.output.layout import run_folder
 from pipeline.planning.manifest import Manifest, ManifestReader
@@ -95,12 +96,13 @@ class ImageReader:
         elif size is not None and size != version.bytes:
             raise InputError(f"the image has changed since the run: it had {size} bytes and has {version.bytes}")
         width, height = image["width"], image["height"]
+        rule = rule_of(self._records[str(image["run"])].spec.get("input", {}))
         if width is None:
-            return decode_image(payload, max_pixels=DEFAULT_MAX_PIXELS)
+            return decode_image(payload, max_pixels=DEFAULT_MAX_PIXELS, rule=rule)
         changed = f"the image has changed since the run: it had {width} x {height} pixels and has "
         try:
             # The run has decoded it before, so its size is safe.
-            pixels = decode_image(payload, max_pixels=max(1, width * height))
+            pixels = decode_image(payload, max_pixels=max(1, width * height), rule=rule)
         except ImageError as error:
             raise InputError(changed + "more") if error.status == "too_large" else error from None
         if (width, height) != (pixels.shape[1], pixels.shape[0]):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from htc_model.class_maps import ensemble_config
 from htc_model.training.annotations import CocoAnnotations
 from jobs.results.evaluation.run_images import MatchRule, RunImages
 from jobs.results.evaluation.truth import listed
@@ -181,10 +182,15 @@ def find_model(results: Results, run: str) -> "ModelConfig | None":
     section = record.spec.get("model", {})
     # The record of a later version may hold values that this one does not know; then the annotations' classes decide.
     with contextlib.suppress(HtcError, ValueError):
-        model = ModelSection(**{key: section[key] for key in ("preset", "weights") if key in section})
-        weights = weights_here(model)
-        if model.weights in {"coco", "untrained"} or (weights is not None and weights.is_file()):
-            return resolve_config(model, weights)
+        known = ("preset", "weights", "ensemble")
+        model = ModelSection.model_validate({key: section[key] for key in known if section.get(key) is not None})
+        configs = []
+        for member in model.members:
+            weights = weights_here(member)
+            if member.weights not in {"coco", "untrained"} and (weights is None or not weights.is_file()):
+                return None
+            configs.append(resolve_config(member, weights))
+        return configs[0] if model.ensemble is None else ensemble_config(configs)
     return None
 
 

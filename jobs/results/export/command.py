@@ -24,6 +24,7 @@ from jobs.results.export.png import write_png
 from jobs.results.export.polygons import check_tolerance
 from jobs.results.export.selection import Selection
 from jobs.results.export.semantic_png import write_semantic_png
+from jobs.results.export.world import Crs
 from jobs.results.export.writers import ExportFolder
 from jobs.results.export.yolo import write_yolo
 from jobs.terminal.console import say, write_line
@@ -75,6 +76,7 @@ class ExportRequest:
     run: a run's name, "current" for each image's newest rows, None for the newest run. where: a condition in SQL on the
     columns of `instances`. is_polygons: COCO's polygons in the place of run lengths. tolerance_px: how far polygons may
     be from the pixels' edges. is_overwriting: whether DIR may have files, which are replaced by those of the same name.
+    crs: in what coordinates GeoJSON is written.
     """
 
     format: Format
@@ -86,6 +88,7 @@ class ExportRequest:
     is_polygons: bool = False
     tolerance_px: float = 0.0
     is_overwriting: bool = False
+    crs: Crs = Crs.AUTO
 
     @property
     def table(self) -> Literal["instances"] | MapTable:
@@ -129,6 +132,8 @@ def _check(request: ExportRequest) -> None:
         raise SpecError(f"--tolerance thins polygons; the format {request.format} has none.")
     if request.tolerance_px and request.format is Format.COCO and not request.is_polygons:
         raise SpecError("--tolerance thins polygons; add --polygons, or leave it out for exact run lengths.")
+    if request.crs is not Crs.AUTO and request.format is not Format.GEOJSON:
+        raise SpecError(f"--crs is for the format geojson; {request.format} has pixels.")
     check_tolerance(request.tolerance_px)
     if request.table != "instances" and (request.where is not None or request.min_score is not None):
         given = "--where" if request.where is not None else "--min-score"
@@ -215,7 +220,7 @@ def _write_instances(
         case Format.CVAT:
             write_cvat(selection, folder, advance, is_beside=is_beside)
         case Format.GEOJSON:
-            write_geojson(selection, folder, advance, tolerance_px=tolerance)
+            write_geojson(selection, folder, advance, tolerance_px=tolerance, crs=request.crs)
         case Format.PNG:
             write_png(selection, folder, advance)
         case Format.FIFTYONE:
@@ -252,6 +257,7 @@ def _report(selection: Selection, folder: ExportFolder, noun: str) -> None:
         if number:
             say(f"{sentence.format(n=f'{number:,}')}.")
     write_line(
-        f"{count_of(selection.instances, noun)} of {count_of(selection.images, 'image')} "
+        f"{count_of(selection.instances - folder.left_out_instances, noun)} of "
+        f"{count_of(selection.images - folder.left_out_images, 'image')} "
         f"of run {selection.run} in {folder.final}"
     )

@@ -16,11 +16,14 @@ _PALETTE_TYPE = 3
 _CRITICAL = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})
 
 
-def without_metadata(payload: bytes) -> bytes:
+def without_metadata(payload: bytes, *, keeps_transparency: bool = False) -> bytes:
     """Return the PNG without its metadata, except for the orientation (`eXIf`, if its checksum is right).
 
     Transparency and animation are removed too, as neither is used. Where the file ends early or a chunk is invalid, the
     rest is kept as it is, and the decoder reports the problem.
+
+    Args:
+        keeps_transparency: whether the colours that are transparent (`tRNS`) are kept.
 
     Raises:
         ImageError: `unreadable`: Apple's private variant, a critical chunk that is not in the standard, or pixel data
@@ -32,7 +35,7 @@ def without_metadata(payload: bytes) -> bytes:
         _refuse_foreign(name)
         if name == b"IHDR" and end - start - _FRAME_BYTES >= 10:
             color_type = payload[start + 8 + 9]
-        if _is_needed(payload, name, start, end, color_type):
+        if _is_needed(payload, name, start, end, color_type) or (keeps_transparency and name == b"tRNS"):
             kept.append(payload[start:end])
         else:
             is_changed = True

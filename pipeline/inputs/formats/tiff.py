@@ -15,20 +15,20 @@ import io
 import logging
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.errors import ImageError
+from pipeline.inputs.formats.bands import AS_STORED, BandRule, check_bands, scale_values
 from pipeline.inputs.formats.detect import raw_reason
 from pipeline.inputs.formats.size_limit import check_size
 from pipeline.inputs.formats.tiff_layout import (
     CMYK,
     PALETTE,
-    RGB,
     WHITE_IS_ZERO,
     YCBCR,
     check_counts,
@@ -36,8 +36,12 @@ from pipeline.inputs.formats.tiff_layout import (
     check_segments,
     color_map,
     has_byte_colors,
+    has_levels,
     is_read_by_pillow,
+    is_scaled,
+    needed_samples,
     photometric_of,
+    refuse_sparse,
 )
 
 # Colour filter array (TIFF/EP), LinearRaw (DNG), and CFA with a depth map (DNG).
@@ -47,6 +51,7 @@ _RAW_COMPRESSIONS = frozenset({34713, 32767, 32769, 32770, 65000, 65535})
 # NewSubfileType: a reduced copy of another image, a transparency mask.
 _REDUCED, _MASK = 1, 4
 _PAGES_SEARCHED = 32
+_HEAD_BYTES = 16
 _TAG_DNG_VERSION, _TAG_MAKE, _TAG_SUB_IFDS, _TAG_ORIENTATION = 50706, 271, 330, 274
 
 
@@ -64,56 +69,78 @@ class TiffPage:
     page: Any
 
 
-def open_tiff(payload: bytes, max_pixels: int) -> TiffPage:
+def open_tiff(payload: bytes, max_pixels: int, rule: BandRule = AS_STORED) -> TiffPage:
     """Choose the page of a TIFF that is the image, and check its header; nothing is decoded.
 
     Args:
         max_pixels: the limit on width x height.
+        rule: how the bands become colours.
 
     Raises:
         ImageError: `too_large`, or `unreadable`: camera raw, or a layout that is not supported.
         Exception: whatever tifffile raises on damage; see `pipeline.inputs.decode`.
     """
+    found = choose_page(io.BytesIO(payload))
+    page = found.page
+    check_size((int(page.imagewidth), int(page.imagelength)), max_pixels)
+    if found.is_for_pillow and rule.bands is not None and has_levels(page):
+        # Pillow decodes no sample beyond the third.
+        check_bands(rule.bands, int(page.samplesperpixel))
+        found = replace(found, is_for_pillow=max(rule.bands) <= 3)
+    if found.is_for_pillow:
+        refuse_sparse(page)
+    else:
+        check_layout(page, rule)
+        check_segments(page, len(payload), max_pixels)
+    return found
+
+
+def choose_page(file: IO[bytes]) -> TiffPage:
+    """Choose the page of a TIFF that is the image; its layout is not checked.
+
+    Raises:
+        ImageError: `unreadable`: camera raw.
+        Exception: whatever tifffile raises on damage; see `pipeline.inputs.decode`.
+    """
     import tifffile
 
-    check_counts(payload)
+    head = file.read(_HEAD_BYTES)
+    check_counts(file)
+    file.seek(0)
     # tifffile logs each odd tag; real problems become a row's reason instead.
     logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
     # The pixels do not need vendors' private structures, and parsing them would trust more of the file.
-    file = tifffile.TiffFile(io.BytesIO(payload), is_ndpi=False, is_lsm=False, is_scanimage=False, is_eer=False)
-    index, page = _choose(payload, _pages(file.pages))
-    check_size((int(page.imagewidth), int(page.imagelength)), max_pixels)
-    is_for_pillow = index is not None and is_read_by_pillow(page, payload)
-    if not is_for_pillow:
-        check_layout(page)
-        check_segments(page, len(payload), max_pixels)
-    return TiffPage(index, is_for_pillow, page)
+    tiff = tifffile.TiffFile(file, is_ndpi=False, is_lsm=False, is_scanimage=False, is_eer=False)
+    index, page = _choose(head, _pages(tiff.pages))
+    return TiffPage(index, index is not None and is_read_by_pillow(page, head), page)
 
 
-def decode_tiff_page(found: TiffPage) -> NDArray[np.uint8]:
+def decode_tiff_page(found: TiffPage, rule: BandRule = AS_STORED) -> NDArray[np.uint8]:
     """Decode a page whose layout Pillow does not read correctly.
 
-    Samples of 9 to 16 bits keep their upper 8; samples of fewer than 8 are scaled to 0 to 255. Alpha and other extra
-    samples are dropped, and the colours stay as they are stored, also with associated alpha, as in OpenCV.
+    Samples of 9 to 16 bits keep their upper 8, or become 0 to 255 by the rule's range of values; samples of fewer than
+    8 are scaled to 0 to 255. Alpha and other extra samples are dropped unless the rule asks for them, and the colours
+    stay as they are stored, also with associated alpha, as in OpenCV.
 
     Returns:
         [H, W, 3] uint8 RGB, upright.
     """
     page = found.page
-    needed = {RGB: 3, YCBCR: 3, CMYK: 4}.get(photometric_of(page), 1)
-    depth = int(page.bitspersample)
-    is_index = page.photometric == PALETTE
-    samples = np.zeros((page.imagelength, page.imagewidth, needed), np.uint16 if is_index else np.uint8)
+    needed = needed_samples(page, rule)
+    samples = np.zeros((page.imagelength, page.imagewidth, len(needed)), levels_type(page))
     for decoded, place, shape in page.segments(maxworkers=1):
         if decoded is None:
             raise ImageError("unreadable", "TIFF: a strip or tile is missing")
         first, top, left = place[0], place[2], place[3]
-        if page.planarconfig == 2 and first >= needed:
-            continue
-        block = decoded[0, : page.imagelength - top, : page.imagewidth - left, :needed]
-        channels = slice(first, first + 1) if page.planarconfig == 2 else slice(None)
-        samples[top : top + shape[1], left : left + shape[2], channels] = block if is_index else _to_bytes(block, depth)
-    return _upright(_to_rgb(samples, page), page)
+        block = decoded[0, : page.imagelength - top, : page.imagewidth - left]
+        area = (slice(top, top + shape[1]), slice(left, left + shape[2]))
+        if page.planarconfig == 2:
+            for channel, sample in enumerate(needed):
+                if sample == first:
+                    samples[*area, channel] = to_levels(block[..., 0], page, rule)
+        else:
+            samples[*area, :] = to_levels(block[..., list(needed)], page, rule)
+    return turn_upright(to_rgb(samples, page), page)
 
 
 def _pages(pages: Any) -> Iterator[Any]:
@@ -124,7 +151,7 @@ def _pages(pages: Any) -> Iterator[Any]:
             return
 
 
-def _choose(payload: bytes, pages: Iterator[Any]) -> tuple[int | None, Any]:
+def _choose(head: bytes, pages: Iterator[Any]) -> tuple[int | None, Any]:
     """Return the page that is the image, and its index: the first, unless that is a reduced copy of another."""
     first = next(pages, None)
     if first is None or not len(first.tags):
@@ -133,7 +160,7 @@ def _choose(payload: bytes, pages: Iterator[Any]) -> tuple[int | None, Any]:
     has_more = _TAG_MAKE in first.tags or _TAG_SUB_IFDS in first.tags
     chain = [first, *pages] if is_reduced or has_more else [first]
     nested = [page for parent in chain if _TAG_SUB_IFDS in parent.tags for page in _nested(parent)]
-    _refuse_raw(payload, first, [*chain, *nested])
+    _refuse_raw(head, first, [*chain, *nested])
     full_size = [
         (index, page)
         for index, page in (*enumerate(chain), *((None, page) for page in nested))
@@ -154,11 +181,11 @@ def _nested(page: Any) -> list[Any]:
         return []
 
 
-def _refuse_raw(payload: bytes, first: Any, pages: list[Any]) -> None:
+def _refuse_raw(head: bytes, first: Any, pages: list[Any]) -> None:
     kind = None
     if any(_TAG_DNG_VERSION in page.tags for page in pages):
         kind = "DNG"
-    elif payload[8:10] == b"CR":
+    elif head[8:10] == b"CR":
         kind = "Canon CR2"
     elif any(
         int(page.photometric or 0) in _RAW_PHOTOMETRICS or int(page.compression or 0) in _RAW_COMPRESSIONS
@@ -174,6 +201,20 @@ def _subfile_type(page: Any) -> int:
     return int(page.subfiletype or 0)
 
 
+def levels_type(page: Any) -> type[np.uint8] | type[np.uint16]:
+    """Return the type of a page's levels: bytes, or the numbers of a palette's colours."""
+    return np.uint16 if photometric_of(page) == PALETTE else np.uint8
+
+
+def to_levels(samples: NDArray[Any], page: Any, rule: BandRule) -> NDArray[Any]:
+    """Return samples of a page as levels from 0 to 255; the numbers of a palette's colours stay."""
+    if photometric_of(page) == PALETTE:
+        return samples
+    if rule.value_range is not None and is_scaled(page, rule):
+        return scale_values(samples, rule.value_range)
+    return _to_bytes(samples, int(page.bitspersample))
+
+
 def _to_bytes(block: NDArray[Any], depth: int) -> NDArray[np.uint8]:
     if block.dtype == np.bool_:
         block = block.astype(np.uint8)
@@ -184,7 +225,8 @@ def _to_bytes(block: NDArray[Any], depth: int) -> NDArray[np.uint8]:
     return np.take(spread, block)
 
 
-def _to_rgb(samples: NDArray[Any], page: Any) -> NDArray[np.uint8]:
+def to_rgb(samples: NDArray[Any], page: Any) -> NDArray[np.uint8]:
+    """Return the colours of [H, W, S] samples of a page: of 8 bits, or a palette's numbers."""
     photometric = photometric_of(page)
     if photometric == PALETTE:
         colors = color_map(page).reshape(3, -1)
@@ -200,10 +242,11 @@ def _to_rgb(samples: NDArray[Any], page: Any) -> NDArray[np.uint8]:
     return np.repeat(samples, 3, axis=2) if samples.shape[2] == 1 else samples
 
 
-def _upright(rgb: NDArray[np.uint8], page: Any) -> NDArray[np.uint8]:
+def turn_upright(rgb: NDArray[Any], page: Any) -> NDArray[Any]:
+    """Return [H, W, ...] pixels of a page, or of a part of it, turned by its orientation."""
     orientation = page.tags.valueof(_TAG_ORIENTATION)
     if orientation in (5, 6, 7, 8):
-        rgb = rgb.transpose(1, 0, 2)
+        rgb = rgb.swapaxes(0, 1)
     rows = slice(None, None, -1 if orientation in (3, 4, 7, 8) else 1)
     columns = slice(None, None, -1 if orientation in (2, 3, 6, 7) else 1)
     return np.ascontiguousarray(rgb[rows, columns])

@@ -11,6 +11,7 @@ from pipeline.errors import DamagedFileError
 from pipeline.inputs.image_ref import image_id
 from pipeline.job_spec.map_tables import MAP_TABLES
 from pipeline.maintenance.doctor.findings import Finding, Kind, Repair
+from pipeline.maintenance.doctor.instance_rows import ImageSizes, find_problem
 from pipeline.output.layout import COMMIT_ORDER, TableName, run_folder
 from pipeline.output.part_files import open_part
 from pipeline.output.parts import CommittedShards, Part, choose_parts, find_overlaps, part_uri, shards_of
@@ -21,6 +22,8 @@ from pipeline.storage.storage import Storage
 from pipeline.storage.uris import join
 
 Ids = NDArray[np.int64]
+# Rows of `instances` whose masks are decoded together.
+MASKS_AT_ONCE = 8192
 IMAGE_COLUMNS = ["image_id", "shard", "status", "instances", "width", "height"]
 ShardRows = tuple[dict[str, int], int]
 """The rows of a shard: images by status, and instances."""
@@ -190,18 +193,30 @@ class RunTables:
             )
             return
         try:
-            found = _read(self._storage, uri, INSTANCES_SCHEMA, ["image_id"])
+            found, problem = self._read_instances(uri, _sizes_of(images))
         except DamagedFileError as error:
             self._find(uri, "damaged", reason_of(error), "redo" if expected else "write_empty")
             return
-        if Counter(found.column("image_id").to_pylist()) != expected:
-            said = sum(expected.values())
+        if found != expected:
+            said, held = sum(expected.values()), sum(found.values())
             self._find(
                 uri,
                 "mismatch",
-                f"it holds {len(found)} instances where its images have {said}, or instances of other images",
+                f"it holds {held} instances where its images have {said}, or instances of other images",
                 "redo",
             )
+        elif problem:
+            self._find(uri, "damaged", problem, "redo")
+
+    def _read_instances(self, uri: str, sizes: ImageSizes) -> tuple[Counter[int], str]:
+        """Read a part of `instances`: its rows by image, and the first problem of their values ("" for none)."""
+        found: Counter[int] = Counter()
+        problem = ""
+        with open_part(self._storage, uri, INSTANCES_SCHEMA) as part:
+            for batch in part.iter_batches(MASKS_AT_ONCE):
+                found.update(batch.column("image_id").to_pylist())
+                problem = problem or find_problem(batch, sizes)
+        return found, problem
 
     def _check_maps(self, table: TableName, part: Part, images: pa.Table) -> None:
         uri = self._uri(table, part)
@@ -269,6 +284,11 @@ def _read(storage: Storage, uri: str, schema: pa.Schema, kept: list[str]) -> pa.
     with open_part(storage, uri, schema) as part:
         batches = [batch.select(kept) for batch in part.iter_batches()]
     return pa.Table.from_batches(batches, pa.schema([schema.field(name) for name in kept]))
+
+
+def _sizes_of(images: pa.Table) -> dict[int, tuple[int, int]]:
+    columns = (images.column(name).to_pylist() for name in ("image_id", "height", "width"))
+    return {number: (height, width) for number, height, width in zip(*columns, strict=True) if height is not None}
 
 
 def _compare(images: pa.Table, part: Part, planned: Mapping[int, Ids]) -> str:

@@ -121,7 +121,8 @@ def commit(
         for number, score in enumerate(scores):
             category = "person" if number % 2 == 0 else "dog"
             instance_rows.append(instance_row(ref, number, score, (height, width), category))
-        map_rows.append(map_rows_of(instance_row(ref, 0, scores[0], (height, width), "person"), (height, width)))
+        if maps:
+            map_rows.append(map_rows_of(instance_row(ref, 0, scores[0], (height, width), "person"), (height, width)))
     found = joined(map_rows, maps)
     commit_shard(storage, run.output_uri, run.name, shard, image_rows, instance_rows, maps=found)
 

@@ -11,6 +11,7 @@ from pipeline.inputs.image_ref import ImageRef
 from pipeline.inputs.shard import Shard
 from pipeline.job_spec.job import JobSpec
 from pipeline.job_spec.map_tables import MapTable
+from pipeline.job_spec.tiles import TilesSection
 from pipeline.messages import Assignment, ShardResult
 from pipeline.output.commit import images_part, instances_part
 from pipeline.output.parts import Part, part_uri
@@ -20,6 +21,7 @@ from pipeline.worker.segmenter import Segmenter
 from pipeline.worker.shard_pipeline import AHEAD_BYTES, WorkerResources
 from pipeline.worker.shard_processor import ShardProcessor
 from tests.support.fakes.models import FakeModel
+from tests.support.fakes.painted import PaintedModel
 
 Row = dict[str, object]
 
@@ -41,13 +43,14 @@ def refs_of(paths: Sequence[Path]) -> tuple[ImageRef, ...]:
 
 def resources_for(
     spec: JobSpec,
-    model: FakeModel,
+    model: "FakeModel | PaintedModel",
     *,
     batch_size: int = 4,
     cpus: float = 1,
     ahead_bytes: int = AHEAD_BYTES,
     model_time: ModelTime | None = None,
     wants_semantic: bool = False,
+    tiles: TilesSection | None = None,
 ) -> WorkerResources:
     """Return the resources that a worker of the spec has, on the CPU."""
     return WorkerResources(
@@ -59,6 +62,7 @@ def resources_for(
         cpus=cpus,
         ahead_bytes=ahead_bytes,
         model_time=model_time,
+        tiles=tiles,
     )
 
 
@@ -68,13 +72,14 @@ class Bench:
     def __init__(
         self,
         folder: Path,
-        model: FakeModel | None = None,
+        model: "FakeModel | PaintedModel | None" = None,
         *,
         batch_size: int = 4,
         cpus: float = 1,
         ahead_bytes: int = AHEAD_BYTES,
         model_time: ModelTime | None = None,
         maps: Sequence[MapTable] = (),
+        tiles: TilesSection | None = None,
         **images: int,
     ) -> None:
         """`maps`: the tables of maps of the run. `images`: keys of the spec's section `images`."""
@@ -87,6 +92,7 @@ class Bench:
             cpus=cpus,
             ahead_bytes=ahead_bytes,
             model_time=model_time,
+            tiles=tiles,
             wants_semantic=bool(maps),
         )
         self.processor = ShardProcessor(

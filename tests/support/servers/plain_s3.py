@@ -16,6 +16,7 @@ from xml.sax.saxutils import escape
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     objects: dict[str, bytes]
+    served: list[tuple[str, int]]
 
     def do_HEAD(self) -> None:
         self._answer(has_body=False)
@@ -35,7 +36,7 @@ class _Handler(BaseHTTPRequestHandler):
         if bucket == "bucket" and not key:
             self._send(200, self._listing(asked), "application/xml", has_body=has_body)
         elif key in self.objects:
-            self._send(200, self.objects[key], "image/jpeg", has_body=has_body)
+            self._send_object(key, self.headers.get("Range"), has_body=has_body)
         else:
             error = b"<Error><Code>NoSuchKey</Code><Message>none</Message></Error>"
             self._send(404, error, "application/xml", has_body=has_body)
@@ -63,22 +64,49 @@ class _Handler(BaseHTTPRequestHandler):
         text = f"<ListBucketResult><KeyCount>{count}</KeyCount><IsTruncated>false</IsTruncated>{''.join(parts)}"
         return f"{text}</ListBucketResult>".encode()
 
-    def _send(self, status: int, body: bytes, kind: str, *, has_body: bool) -> None:
+    def _send_object(self, key: str, asked: str | None, *, has_body: bool) -> None:
+        whole = self.objects[key]
+        etag = md5(whole).hexdigest()  # ETags are MD5 on S3
+        if asked is None or not has_body:
+            self._send(200, whole, "image/jpeg", has_body=has_body, etag=etag)
+        else:
+            first, _, last = asked.removeprefix("bytes=").partition("-")
+            part = whole[int(first) : int(last) + 1 if last else None]
+            place = f"bytes {first}-{int(first) + len(part) - 1}/{len(whole)}"
+            self._send(206, part, "image/jpeg", has_body=True, etag=etag, content_range=place)
+            self.served.append((key, len(part)))
+
+    def _send(
+        self,
+        status: int,
+        body: bytes,
+        kind: str,
+        *,
+        has_body: bool,
+        etag: str | None = None,
+        content_range: str | None = None,
+    ) -> None:
         self.send_response(status)
+        if content_range is not None:
+            self.send_header("Content-Range", content_range)
         self.send_header("Server", "AmazonS3")
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Last-Modified", formatdate(0, usegmt=True))
-        self.send_header("ETag", f'"{md5(body).hexdigest()}"')  # ETags are MD5 on S3
+        self.send_header("ETag", f'"{etag or md5(body).hexdigest()}"')  # ETags are MD5 on S3
         self.end_headers()
         if has_body:
             self.wfile.write(body)
 
 
 @contextmanager
-def plain_s3(objects: dict[str, bytes]) -> Iterator[str]:
-    """Serve `s3://bucket` with these objects; yields the endpoint."""
-    handler = type("Handler", (_Handler,), {"objects": objects})
+def plain_s3(objects: dict[str, bytes], served: list[tuple[str, int]] | None = None) -> Iterator[str]:
+    """Serve `s3://bucket` with these objects; yields the endpoint.
+
+    Args:
+        served: gets the key and the number of bytes of each range that is sent.
+    """
+    handler = type("Handler", (_Handler,), {"objects": objects, "served": [] if served is None else served})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()

@@ -184,7 +184,6 @@ def test_samples_without_a_defined_brightness_are_named(bits: int, sample_format
         (Layout(8), 3, "CIE L*a*b*"),
         (Layout(6), 3, "YCbCr"),
         (Layout(6, tags={530: (3, [1, 1]), 532: (4, [1] * 6)}), 3, "YCbCr"),
-        (Layout(1, extra_samples=(0, 0, 0)), 4, "4 samples per pixel"),
         (Layout(2, bits=(5, 6, 5)), 3, "different depths"),
         (Layout(5, tags={332: (3, [2])}), 4, "inks other than CMYK"),
         (Layout(2, compression="jpeg2000"), 3, "JPEG 2000"),
