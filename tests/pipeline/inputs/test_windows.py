@@ -3,6 +3,7 @@
 import io
 import tarfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -444,6 +445,27 @@ def test_blocks_are_joined_to_requests_and_forgotten(tmp_path: Path, monkeypatch
     before = ranges.requests
     assert ranges.read_at(10, 10) == payload[10:20]
     assert ranges.requests == before + 1
+
+
+def test_threads_may_take_turns_with_an_image(tmp_path: Path, large: tuple[bytes, NDArray[np.uint8]]) -> None:
+    path = tmp_path / "big.tif"
+    path.write_bytes(large[0])
+    with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
+        image, _ = first.submit(open_windows, ImageRef(str(path)), Storage()).result()
+        for pool in (second, first):
+            found = pool.submit(image.read, 500, 300, 100, 120).result()
+            np.testing.assert_array_equal(found, large[1][500:600, 300:420])
+        second.submit(image.close).result()
+
+    def read(seed: int) -> bool:
+        image, _ = open_windows(ImageRef(str(path)), Storage())
+        places = np.random.default_rng(seed).integers(0, 900, (5, 2)).tolist()
+        equal = [(image.read(y, x, 64, 64) == large[1][y : y + 64, x : x + 64]).all() for y, x in places]
+        image.close()
+        return all(equal)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(read, range(12)))
 
 
 # --- limits and damage -----------------------------------------------------------------------------------------------
