@@ -7,6 +7,7 @@ import contextlib
 import contextvars
 import itertools
 import logging
+import os
 import re
 import warnings
 import weakref
@@ -32,7 +33,6 @@ _OPTIONS = {
     # No search for files beside this one (.ovr, .msk, .aux.xml), of which each would be a request.
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     "GDAL_PAM_ENABLED": False,
-    "GDAL_CACHEMAX": GDAL_CACHE_BYTES // 2**20,
     # One image is one thread of the worker.
     "GDAL_NUM_THREADS": "1",
 }
@@ -63,6 +63,8 @@ class Raster:
             ImageError: `unreadable`: GDAL cannot open the file.
             StorageError: it cannot be read.
         """
+        # GDAL reads it once, for the whole process: rasterio's `Env` would set it back while other threads read.
+        os.environ.setdefault("GDAL_CACHEMAX", str(GDAL_CACHE_BYTES))
         import rasterio
         import rasterio.enums
         import rasterio.windows

@@ -1,6 +1,9 @@
 """Windows of a TIFF have the pixels of the whole image, whatever its layout; other formats are decoded whole."""
 
 import io
+import os
+import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +27,7 @@ from pipeline.inputs.byte_ranges import BLOCK_BYTES, PayloadRanges, StoredRanges
 from pipeline.inputs.decode import decode_image
 from pipeline.inputs.formats.bands import AS_STORED, BandRule
 from pipeline.inputs.image_ref import ImageRef, tar_uri
+from pipeline.inputs.raster import GDAL_CACHE_BYTES
 from pipeline.inputs.tiff_windows import NotByWindowsError, TiffWindows
 from pipeline.inputs.windows import FILL_COLOR, ArrayWindows, open_windows
 from pipeline.storage.config import StorageSection
@@ -488,6 +492,23 @@ def test_without_the_package_small_files_are_read_whole(
             open_windows(ImageRef(str(path)), Storage(), **limits)
         assert caught.value.status == "too_large"
         assert "pip install 'htc-batch[geo]'" in caught.value.reason
+
+
+def test_gdal_keeps_no_more_decoded_tiles_than_it_may(tmp_path: Path) -> None:
+    """In a process of its own, as GDAL reads the limit once."""
+    (tmp_path / "a.tif").write_bytes(write_tiff(*layout_of("rgb", 8)))
+    program = (
+        "import sys\n"
+        "from pipeline.inputs import ImageRef, open_windows\n"
+        "from pipeline.storage.storage import Storage\n"
+        "open_windows(ImageRef(sys.argv[1]), Storage())[0].read(0, 0, 5, 5)\n"
+        "from rasterio._env import get_gdal_config\n"
+        "print(get_gdal_config('GDAL_CACHEMAX'))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "GDAL_CACHEMAX"}
+    command = [sys.executable, "-c", program, str(tmp_path / "a.tif")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert int(done.stdout) == GDAL_CACHE_BYTES
 
 
 def test_limits_are_for_what_is_decoded_whole(tmp_path: Path, large: tuple[bytes, Any]) -> None:
