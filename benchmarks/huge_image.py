@@ -89,7 +89,9 @@ def sample_memory(root: Any) -> dict[str, float]:
     for process in processes:
         with suppress(psutil.Error, OSError, ValueError, KeyError):
             fields = dict(
-                line.split(":", 1) for line in Path(f"/proc/{process.pid}/status").read_text().splitlines() if ":" in line
+                line.split(":", 1)
+                for line in Path(f"/proc/{process.pid}/status").read_text().splitlines()
+                if ":" in line
             )
             rss = 1024 * int(fields["VmRSS"].split()[0])
             private += 1024 * int(fields["RssAnon"].split()[0])
@@ -169,7 +171,7 @@ def window_around(box: dict[str, float], size: tuple[int, int], side: int) -> tu
 
 
 def compare_without_seam(
-    rows: list[dict[str, Any]], places: list[int], windows: Any, size: tuple[int, int], side: int, most: int
+    rows: list[dict[str, Any]], places: list[int], windows: Any, side: int, *, most: int
 ) -> dict[str, Any]:
     """Segment the surroundings of joined instances in one window each; return how they agree."""
     import numpy as np
@@ -182,6 +184,7 @@ def compare_without_seam(
     from pipeline.job_spec.job import ModelSection
     from pipeline.worker.segmenter import load_model
 
+    size = windows.size
     model = optimise_for_cpu(load_model(ModelSection.model_validate({"weights": "demo"})))
     fits = [p for p in places if max(rows[p]["bbox"]["width"], rows[p]["bbox"]["height"]) < 0.8 * side]
     # Sure ones: of a model's doubts, the next window knows nothing.
@@ -213,7 +216,9 @@ def compare_without_seam(
         "score_at_least": 0.5,
         "found_without_seam": len(ratios),
         "median_iou": round(float(np.median(ious)), 3) if ious else None,
-        "area_ratio_quartiles": [round(float(q), 3) for q in np.quantile(ratios, [0.25, 0.5, 0.75])] if ratios else None,
+        "area_ratio_quartiles": [round(float(q), 3) for q in np.quantile(ratios, [0.25, 0.5, 0.75])]
+        if ratios
+        else None,
     }
 
 
@@ -226,13 +231,12 @@ def runs_of(counts: list[str], size: tuple[int, int]) -> Any:
     return decode_counts(*join_texts(counts), np.tile(np.array(size, np.int64), (len(counts), 1))).runs()
 
 
-def draw_seam(
-    path: Path, rows: list[dict[str, Any]], places: list[int], windows: Any, size: tuple[int, int], grid: Any
-) -> None:
+def draw_seam(path: Path, rows: list[dict[str, Any]], places: list[int], windows: Any, grid: Any) -> None:
     """Draw a crop around a joined instance: masks in colours, borders of tiles dashed."""
     import numpy as np
     from PIL import Image, ImageDraw
 
+    size = windows.size
     sure = [p for p in places if rows[p]["score"] >= 0.7] or places
     place = max(sure, key=lambda p: _corner_score(rows[p]["bbox"], grid))
     box = rows[place]["bbox"]
@@ -243,7 +247,9 @@ def draw_seam(
     rng = np.random.default_rng(3)
     for row in rows:
         b = row["bbox"]
-        outside = b["x"] > left + width or b["x"] + b["width"] < left or b["y"] > top + height or b["y"] + b["height"] < top
+        outside = (
+            b["x"] > left + width or b["x"] + b["width"] < left or b["y"] > top + height or b["y"] + b["height"] < top
+        )
         if row["score"] < 0.3 or outside:
             continue
         crop = runs_of([row["mask"]["counts"]], size).crop(np.array([[left, top, width, height]], np.float64))
@@ -331,9 +337,9 @@ def main() -> None:
         grid = TileGrid.plan(*size, spec.tiles)
         counts, joined = seam_facts(rows, grid)
         windows, _ = open_windows(ImageRef(str(image)), Storage(), max_pixels=2**29)
-        compared = compare_without_seam(rows, joined, windows, size, spec.tiles.side, options.compare)
+        compared = compare_without_seam(rows, joined, windows, spec.tiles.side, most=options.compare)
         if options.picture:
-            draw_seam(options.picture, rows, joined, windows, size, grid)
+            draw_seam(options.picture, rows, joined, windows, grid)
         if options.curve:
             draw_curve(options.curve, job["curve"])
     curve = job["curve"]
@@ -354,7 +360,9 @@ def main() -> None:
                 "seams": counts,
                 "joined_against_one_window": compared,
                 "status": row["status"],
-                "curve": [[at, *(round(sample[key]) for key in ("worker", "driver", "all"))] for at, sample in curve[::step]],
+                "curve": [
+                    [at, *(round(sample[key]) for key in ("worker", "driver", "all"))] for at, sample in curve[::step]
+                ],
             }
         )
     )

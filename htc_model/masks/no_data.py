@@ -49,9 +49,7 @@ def cut_to(found: Detections, valid: ForegroundRuns) -> Detections:
     return _kept(found, held, torch.from_numpy(boxes).float(), rles)
 
 
-def _kept(
-    found: Detections, held: NDArray[np.bool_], boxes: torch.Tensor, masks: "list[Rle] | None"
-) -> Detections:
+def _kept(found: Detections, held: NDArray[np.bool_], boxes: torch.Tensor, masks: "list[Rle] | None") -> Detections:
     at = torch.from_numpy(np.flatnonzero(held))
     kept = None if masks is None else [masks[place] for place in at.tolist()]
     return Detections(boxes[at], found.scores[at], found.labels[at], kept)
