@@ -63,6 +63,15 @@ class ImagePlacement(enum.StrEnum):
     copy = enum.auto()
 
 
+class CoordinateSystem(enum.StrEnum):
+    """In what coordinates `htc export` writes GeoJSON."""
+
+    auto = enum.auto()
+    wgs84 = enum.auto()
+    native = enum.auto()
+    pixels = enum.auto()
+
+
 class ColourBy(enum.StrEnum):
     """By what `htc show` chooses colours."""
 
@@ -301,6 +310,12 @@ def export(
         float,
         typer.Option("--tolerance", metavar="PX", min=0, help="Polygons may be this far off, with fewer corners."),
     ] = 0.0,
+    crs: Annotated[
+        CoordinateSystem,
+        typer.Option(
+            "--crs", help="Coordinates of geojson: WGS 84 by default where images say where they lie, else pixels."
+        ),
+    ] = CoordinateSystem.auto,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace files of the same names in a DIR that is not empty.")
     ] = False,
@@ -312,6 +327,7 @@ def export(
     """
     from jobs.results.export.command import ExportRequest, Format, export_output
     from jobs.results.export.images import Images
+    from jobs.results.export.world import Crs
 
     request = ExportRequest(
         format=Format(export_format.value),
@@ -323,6 +339,7 @@ def export(
         is_polygons=polygons,
         tolerance_px=tolerance,
         is_overwriting=overwrite,
+        crs=Crs(crs.value),
     )
     export_output(output_uri, request, storage_section=storage.section())
 

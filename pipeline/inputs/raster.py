@@ -65,10 +65,13 @@ class Raster:
         import rasterio
         import rasterio.enums
         import rasterio.windows
+        from rasterio._err import CPLE_BaseError
 
         self._ranges = ranges
         self._failed: list[Exception] = []
         self._rasterio = rasterio
+        # Some of GDAL's errors are raised as they are, and have no public name.
+        self._errors = (rasterio.errors.RasterioError, rasterio.errors.CRSError, CPLE_BaseError)
         _silence_rasterio()
         with self._reading():
             # A name of its own for each, as rasterio knows openers by their names.
@@ -90,7 +93,7 @@ class Raster:
         try:
             with self._rasterio.Env(**_OPTIONS):
                 yield
-        except self._rasterio.errors.RasterioError as error:
+        except self._errors as error:
             if not self._failed:
                 reason = str(error.__cause__ or error).split("\n")[0]
                 text = re.sub(r"/?[\w/]*htc-\d+\.tif[:,]? ?", "", reason)

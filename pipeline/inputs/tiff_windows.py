@@ -4,6 +4,7 @@ GDAL finds, reads and decompresses the strips or tiles of a window. Depths, pale
 then treated by the functions of `pipeline.inputs.formats.tiff`, so that a window has the pixels of the whole image.
 """
 
+import io
 import struct
 import zlib
 from typing import Any
@@ -40,6 +41,8 @@ FILL_COLOR = (124, 116, 104)
 # GDAL's types of samples that the functions of `formats.tiff` know.
 _TYPES = frozenset({"uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64"})
 _UNCOMPRESSED = 1
+# Read at once by the reader of the header, which asks for a few bytes at a time.
+_HEADER_BYTES = 64 * 2**10
 _ON_ITS_SIDE = (5, 6, 7, 8)
 _DAMAGE = (ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError, struct.error, zlib.error, OSError)
 
@@ -174,7 +177,7 @@ class TiffWindows:
 
 def _choose(ranges: ByteRanges) -> TiffPage:
     try:
-        return choose_page(RangeFile(ranges))
+        return choose_page(io.BufferedReader(RangeFile(ranges), _HEADER_BYTES))
     except _DAMAGE as error:
         raise ImageError("unreadable", message_of(f"damaged TIFF: {error}", max_chars=200)) from error
 

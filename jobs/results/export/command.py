@@ -22,6 +22,7 @@ from jobs.results.export.labelme import write_labelme
 from jobs.results.export.png import write_png
 from jobs.results.export.polygons import check_tolerance
 from jobs.results.export.selection import Selection
+from jobs.results.export.world import Crs
 from jobs.results.export.writers import ExportFolder
 from jobs.results.export.yolo import write_yolo
 from jobs.terminal.console import say, write_line
@@ -67,6 +68,7 @@ class ExportRequest:
     run: a run's name, "current" for each image's newest rows, None for the newest run. where: a condition in SQL on the
     columns of `instances`. is_polygons: COCO's polygons in the place of run lengths. tolerance_px: how far polygons may
     be from the pixels' edges. is_overwriting: whether DIR may have files, which are replaced by those of the same name.
+    crs: in what coordinates GeoJSON is written.
     """
 
     format: Format
@@ -78,6 +80,7 @@ class ExportRequest:
     is_polygons: bool = False
     tolerance_px: float = 0.0
     is_overwriting: bool = False
+    crs: Crs = Crs.AUTO
 
 
 def export_output(output_uri: str, request: ExportRequest, *, storage_section: "StorageSection | None" = None) -> None:
@@ -109,6 +112,8 @@ def _check(request: ExportRequest) -> None:
         raise SpecError(f"--tolerance thins polygons; the format {request.format} has none.")
     if request.tolerance_px and request.format is Format.COCO and not request.is_polygons:
         raise SpecError("--tolerance thins polygons; add --polygons, or leave it out for exact run lengths.")
+    if request.crs is not Crs.AUTO and request.format is not Format.GEOJSON:
+        raise SpecError(f"--crs is for the format geojson; {request.format} has pixels.")
     check_tolerance(request.tolerance_px)
     folder = request.folder
     if folder.exists() and not folder.is_dir():
@@ -173,7 +178,7 @@ def _write(selection: Selection, folder: ExportFolder, request: ExportRequest, r
             case Format.CVAT:
                 write_cvat(selection, folder, advance, is_beside=is_linked)
             case Format.GEOJSON:
-                write_geojson(selection, folder, advance, tolerance_px=tolerance)
+                write_geojson(selection, folder, advance, tolerance_px=tolerance, crs=request.crs)
             case Format.PNG:
                 write_png(selection, folder, advance)
             case Format.FIFTYONE:
@@ -210,6 +215,7 @@ def _report(selection: Selection, folder: ExportFolder) -> None:
         if number:
             say(f"{sentence.format(n=f'{number:,}')}.")
     write_line(
-        f"{count_of(selection.instances, 'instance')} of {count_of(selection.images, 'image')} "
+        f"{count_of(selection.instances - folder.left_out_instances, 'instance')} of "
+        f"{count_of(selection.images - folder.left_out_images, 'image')} "
         f"of run {selection.run} in {folder.final}"
     )

@@ -29,9 +29,12 @@ CURRENT = "current"
 BATCH_ROWS = 2048
 # As many rows are sorted and joined at once, and those of one image more.
 PIECE_INSTANCES = 65_536
-_IMAGE_COLUMNS = "image_id, uri, run, width, height, shard, etag, instances"
+_IMAGE_COLUMNS = "image_id, uri, run, width, height, shard, etag, instances, crs, transform"
 # Those of `exported_images` that an ExportedImage has.
 _OF_IMAGE = ("number", "uri", "run", "name", "stem", "suffix", "width", "height", "etag")
+# Those of images that say where they lie.
+_OF_PLACE = ("crs", "transform")
+_IS_PLACED = "crs IS NOT NULL AND transform IS NOT NULL"
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class ExportedImage:
 
     number: from 1. name: relative to the input. stem: a safe path below a folder, unique without its suffix, in any
         case. width, height: in pixels. etag: of the version that the run read.
+    crs, transform: where it lies on the ground, see `inputs.georeference`; None where that was not asked for.
     """
 
     number: int
@@ -73,6 +77,8 @@ class ExportedImage:
     height: int
     etag: str | None
     instances: tuple[ExportedInstance, ...]
+    crs: str | None = None
+    transform: tuple[float, ...] | None = None
 
     @property
     def file(self) -> str:
@@ -169,17 +175,29 @@ class Selection:
         for batch in self.batches("SELECT * FROM exported_images ORDER BY run, shard, number"):
             yield from batch.to_pylist()
 
-    def by_image(self, *, is_sparse: bool = False) -> Iterator[ExportedImage]:
+    def coordinate_systems(self) -> list[str]:
+        """Return those of the images that say where they lie."""
+        sql = f"SELECT DISTINCT crs FROM exported_images WHERE {_IS_PLACED} ORDER BY 1"  # noqa: S608  # nosec B608
+        return [str(crs) for (crs,) in self._database.execute(sql).fetchall()]
+
+    def count_unplaced(self) -> int:
+        """Return how many images do not say where they lie."""
+        return int(self._one(f"SELECT count(*) FROM exported_images WHERE NOT ({_IS_PLACED})"))  # noqa: S608
+
+    def by_image(self, *, is_sparse: bool = False, is_placed: bool = False) -> Iterator[ExportedImage]:
         """Yield the images by run and shard, each with its instances.
 
         Args:
             is_sparse: leave out images without instances.
+            is_placed: leave out images that do not say where they lie, and read where the others do.
         """
         by_id = {category.category_id: category for category in self.categories}
         kind = "JOIN" if is_sparse else "LEFT JOIN"
+        columns = _OF_IMAGE + _OF_PLACE if is_placed else _OF_IMAGE
         sql = (
-            f"SELECT {', '.join(_OF_IMAGE)}, instance, category_id, score, bbox, area, mask "  # noqa: S608
-            f"FROM piece_images {kind} exported USING (image_id, uri, run) ORDER BY number, instance"
+            f"SELECT {', '.join(columns)}, instance, category_id, score, bbox, area, mask "  # noqa: S608
+            f"FROM piece_images {kind} exported USING (image_id, uri, run) "
+            f"{f'WHERE {_IS_PLACED} ' if is_placed else ''}ORDER BY number, instance"
         )
         head: dict[str, Any] | None = None
         instances: list[ExportedInstance] = []
@@ -322,7 +340,8 @@ def _instance(row: dict[str, Any], category: Category) -> ExportedInstance:
 
 
 def _image(row: dict[str, Any], instances: Sequence[ExportedInstance]) -> ExportedImage:
-    return ExportedImage(**{name: row[name] for name in _OF_IMAGE}, instances=tuple(instances))
+    place = {name: row[name] for name in _OF_PLACE if name in row}
+    return ExportedImage(**{name: row[name] for name in _OF_IMAGE}, **place, instances=tuple(instances))
 
 
 def runs_of(owners: Sequence[tuple[ExportedImage, ExportedInstance]]) -> "ForegroundRuns":

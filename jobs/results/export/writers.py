@@ -18,12 +18,14 @@ class ExportFolder:
     """A folder under construction.
 
     path: where files are written now. final: where they will be. counts: what is said at the end, by sentence with
-    `{n}` for the number.
+    `{n}` for the number. left_out_images, left_out_instances: of the chosen ones, not written.
     """
 
     path: Path
     final: Path
     counts: Counter[str] = field(default_factory=Counter)
+    left_out_images: int = 0
+    left_out_instances: int = 0
 
     def file(self, name: str) -> Path:
         """Return the path of a file, and make its folder.
