@@ -141,7 +141,7 @@ def _mean(values: Sequence[float]) -> str:
 
 
 def _spread(values: Sequence[float]) -> str:
-    return f"{mean(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+    return f"{mean(values):.1f} ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else f"{values[0]:.1f}"
 
 
 def _describe_settings(results: Results) -> str:

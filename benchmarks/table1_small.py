@@ -1,6 +1,6 @@
 """The paper's comparison at small scale: Mask R-CNN, PANet, Cascade Mask R-CNN, HTC without and with semantic branch.
 
-    python benchmarks/table1_small.py OUTPUT --data FOLDER [--seeds 0 1 2] [--epochs 2] [--device cuda]
+    python benchmarks/table1_small.py OUTPUT --data FOLDER [--seeds 0 1 2] [--epochs 1] [--device cuda]
 
 FOLDER holds coco_person1/ and coco_mini/ (docs/models/htc_lite0_fpn.md). All systems have one backbone and are trained
 on the same images in the same order for equally many steps; layers that two systems share start with the same numbers.
@@ -45,7 +45,7 @@ from htc_model.network.detector import HTC, build_model  # noqa: E402
 from htc_model.training.evaluate import detect_results  # noqa: E402
 from htc_model.training.run import EvaluationSet  # noqa: E402
 from htc_model.training.spec import TrainingSpec  # noqa: E402
-from htc_model.weights.load import load_into, load_weights, save_weights  # noqa: E402
+from htc_model.weights.load import load_into, load_weights, save_weights, state_sha256  # noqa: E402
 from pipeline.storage.storage import Storage  # noqa: E402
 from pipeline.training.data import load_data  # noqa: E402
 from pipeline.training.single import train_alone  # noqa: E402
@@ -71,7 +71,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
 class Prepared:
     """What all cells read: the two documents and the start, with their SHA-256, and the maps' folder.
 
-    start: a weights file, or None for ImageNet's. labels: how many the maps have.
+    start: a weights file, or None for the backbone's own. labels: how many the maps have. hashes: of the other files.
     """
 
     train: Path
@@ -119,8 +119,9 @@ def prepare(arguments: argparse.Namespace, output: Path) -> Prepared:
         return prepared
     given = argparse.Namespace(**{**vars(arguments), "epochs": arguments.start_epochs})
     cell = plan_cell(given, output / "start", "Mask R-CNN", _START_SEED, prepared)
-    start = write_start(run_start(cell, arguments.device), output / "start")
-    digest = hashlib.sha256(start.read_bytes()).hexdigest()
+    start = write_start(run_start(cell, arguments.device))
+    # Not of the file, whose header may come in another order.
+    digest = state_sha256(load_weights(start).state)
     return Prepared(train, heldout, prepared.stuff, prepared.labels, start, {**hashes, start: digest})
 
 
@@ -192,11 +193,11 @@ def run_start(cell: Cell, device: str) -> Path:
     return weights
 
 
-def write_start(weights: Path, folder: Path) -> Path:
-    """Write the part of a weights file that all systems share."""
+def write_start(weights: Path) -> Path:
+    """Write the part of a weights file that all systems share, beside it."""
     loaded = load_weights(weights)
     shared = {name: tensor for name, tensor in loaded.state.items() if name.startswith(_SHARED_PARTS)}
-    path = folder / "start.safetensors"
+    path = weights.with_name("start.safetensors")
     save_weights(path, shared, None, {"from_sha256": loaded.sha256})
     return path
 
@@ -285,7 +286,7 @@ def read_arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--start-epochs", type=int, default=1, help="of the Mask R-CNN that all start from; 0: none")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, metavar="SYSTEM", help="some of the systems only")
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--pictures", type=int, default=0, help="number of training images; 0: all with an object")
     parser.add_argument("--short-side", type=int, default=192)
     parser.add_argument("--rois", type=int, default=48)
