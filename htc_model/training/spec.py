@@ -67,23 +67,18 @@ class AugmentationSection(_Section):
 class ModelSection(_Section):
     """The network.
 
-        preset: a name of `PRESETS`. classes: names to train on, all of the data's by default.
-        initial: "imagenet" (EfficientNet-Lite0's package), "demo" (the bundled model), "coco" (the preset's published
-            checkpoint), "none", or a weights file. frozen_stages: see
-            `freeze_backbone`. batch_norm: "frozen" keeps the stored statistics, "trained" updates them (with large
-            batches only), "synchronised" updates them by the batches of all workers together. norm: "group" replaces the
-            backbone's batch norms, for training from scratch with small batches.
-            short_side, long_side: pixels, the preset's own by default. interleaved, mask_info_flow, semantic: HTC's
-            switches, the preset's own by default. stages: how many of the preset's box and mask heads; 1 without the
-    <<<<<<< HEAD
-            switches is Mask R-CNN. semantic_classes: how many labels the data's semantic maps have, the preset's own
-            (COCO's 183) by default; without maps there is one per class and one for the rest. semantic_names: of these
-            labels, in their order; those of COCO-Stuff are known.
-    =======
-            switches is Mask R-CNN. neck, roi_head: see `ModelConfig`, the preset's own by default; one stage without the
-            switches, with pafpn and panet, is PANet. semantic_classes: how many labels the data's semantic maps have, the
-            preset's own (COCO's 183) by default; without maps there is one per class and one for the rest.
-    >>>>>>> room/table1
+    preset: a name of `PRESETS`. classes: names to train on, all of the data's by default.
+    initial: "imagenet" (EfficientNet-Lite0's package), "demo" (the bundled model), "coco" (the preset's published
+        checkpoint), "none", or a weights file. frozen_stages: see
+        `freeze_backbone`. batch_norm: "frozen" keeps the stored statistics, "trained" updates them (with large
+        batches only), "synchronised" updates them by the batches of all workers together. norm: "group" replaces the
+        backbone's batch norms, for training from scratch with small batches.
+        short_side, long_side: pixels, the preset's own by default. interleaved, mask_info_flow, semantic: HTC's
+        switches, the preset's own by default. stages: how many of the preset's box and mask heads; 1 without the
+        switches is Mask R-CNN. neck, roi_head: see `ModelConfig`, the preset's own by default; one stage without the
+        switches, with pafpn and panet, is PANet. semantic_classes: how many labels the data's semantic maps have, the
+        preset's own (COCO's 183) by default; without maps there is one per class and one for the rest. semantic_names:
+        of these labels, in their order; those of COCO-Stuff are known.
     """
 
     preset: str = BUNDLED_PRESET
