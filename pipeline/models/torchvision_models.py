@@ -92,7 +92,8 @@ class TorchvisionModel:
         boxes, maps, mask_boxes = found["boxes"], None, None
         if "masks" in found:
             maps, mask_boxes = _as_pasted(found["masks"], boxes)
-        return RawDetections(boxes, found["scores"], found["labels"] - 1, maps, size, mask_boxes)
+        labels = found["labels"] - 1
+        return RawDetections(boxes, found["scores"], labels, maps, size, mask_boxes_xyxy=mask_boxes)
 
 
 class _Prepared(nn.Module):
