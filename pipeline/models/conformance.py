@@ -1,6 +1,6 @@
 """The conformance test of models of one's own: `htc model check`, and `check_model` for one's own tests.
 
-    from pipeline.models import check_model
+    from htc_batch import check_model
 
     def test_my_model():
         assert check_model("my_models:load").failures == []
