@@ -288,8 +288,13 @@ class Segmenter:
             for image, each in zip(images, found, strict=True)
         ]
         if self._encoder is not None:
-            # One pass encodes maps of one size.
-            places = [place for place, each in enumerate(found) if isinstance(each, RawDetections)]
+            # One pass encodes maps of one size; a model may return its results on the CPU.
+            kind = self.device.type
+            places = [
+                place
+                for place, each in enumerate(found)
+                if isinstance(each, RawDetections) and each.scores.device.type == kind
+            ]
             sides = {place: _mask_side(found[place]) for place in places}
             together = [place for place in places if sides[place] == sides[places[0]]]
             raws = [each for place in together if isinstance(each := found[place], RawDetections)]
