@@ -215,7 +215,7 @@ def fit_spec(spec: JobSpec, shape: ClusterShape) -> JobSpec:
 
 def _check_reachable(spec: JobSpec, volumes: tuple[Volume, ...]) -> None:
     places = {"input.uri": spec.input.uri, "output.uri": spec.output.uri}
-    if spec.model.weights not in ("demo", "coco", "untrained"):
+    if spec.model.weights not in ("demo", "coco", "untrained", "default"):
         places["model.weights"] = spec.model.weights
     for key, uri in places.items():
         mounted = next((volume for volume in volumes if volume.holds(uri)), None)

@@ -224,7 +224,8 @@ def _default_weights(name: str) -> WeightsEnum:
 
 
 def _cached(weights: WeightsEnum) -> Path:
-    return Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
+    url: str = weights.url
+    return Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
 
 
 def _fetch(name: str, weights: WeightsEnum) -> Path:

@@ -342,7 +342,7 @@ class Segmenter:
         self._free_cache()
         return None
 
-    def _infer(self, images: Sequence[DecodedImage], staged: Upload | None) -> Sequence[object] | None:
+    def _infer(self, images: Sequence[DecodedImage], staged: Upload | None) -> list[Any] | None:
         """Return the detections of one batch; None when it does not fit the memory."""
         try:
             with torch.inference_mode():
