@@ -132,3 +132,26 @@ def test_submit_takes_every_flag_of_run() -> None:
     # Input and output are flags of submit; --verbose is about a start on this machine.
     assert of_run - of_submit == {"--verbose", "input_uri", "output_uri"}
     assert {"--input", "--output", "spec"} <= of_submit
+
+
+def test_a_factory_in_the_current_folder_is_uploaded_and_an_installed_one_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_models_to_submit.py").write_text("def load(): ...\n")
+    (tmp_path / "my_package_to_submit" / "__pycache__").mkdir(parents=True)
+    (tmp_path / "my_package_to_submit" / "models.py").write_text("def load(): ...\n")
+    uploads = {
+        "my_models_to_submit:load": {"my_models_to_submit.py"},
+        "my_package_to_submit.models:load": {"my_package_to_submit"},
+        "torchvision:maskrcnn_resnet50_fpn": set(),
+        "torch.nn:Module": set(),
+    }
+    for factory, files in uploads.items():
+        with runtime_env_for(spec_of(model__preset=factory), "image", {}) as environment:
+            folder = Path(environment["working_dir"])
+            assert {path.name for path in folder.iterdir()} == {"job.yaml", *files}
+            assert not list(folder.rglob("__pycache__"))
+    with pytest.raises(SpecError, match="is larger than the 0 MiB that a job can upload"):  # noqa: SIM117
+        with runtime_env_for(spec_of(model__preset="my_models_to_submit:load"), "image", {}, max_weights_bytes=3):
+            pass
