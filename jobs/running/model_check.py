@@ -13,7 +13,7 @@ from pipeline.job_spec.job import JobSpec, ModelSection
 from pipeline.machine_limits import usable_memory
 from pipeline.messages import ImageFailure
 from pipeline.models.factory import search_path
-from pipeline.models.identity import fingerprint_of, is_here
+from pipeline.models.identity import fingerprint_before_fetching, fingerprint_of, is_here
 from pipeline.output.run_record import RunRecord, list_records, load_record
 from pipeline.planning.worker_plan import WorkerPlan, local_cpus, plan_workers
 from pipeline.storage.storage import Storage
@@ -52,7 +52,7 @@ def check_model(spec: JobSpec, images: "Sequence[NDArray[np.uint8]] | None") -> 
     """
     section = spec.model
     weights = weights_here(section)
-    if section.factory is not None and (weights is None or weights.exists()):
+    if section.factory is not None and is_here(section):
         own = {"default": "its own weights", "untrained": "untrained weights: its detections mean nothing"}
         lines = [("model", f"{section.factory}, {own.get(section.weights, f'weights {weights or section.weights}')}")]
     elif section.weights == "untrained":
@@ -93,9 +93,7 @@ def known_fingerprint(spec: JobSpec, storage: Storage, run: str | None) -> Mappi
     if is_here(spec.model):
         return asdict(fingerprint_of(spec.model))
     record = _record(spec, storage, run)
-    untrained = asdict(fingerprint_of(spec.model.model_copy(update={"weights": "untrained"})))
-    recorded = record.fingerprint if record else {}
-    return {**untrained, "weights_sha256": recorded.get("weights_sha256"), "trained": True}
+    return fingerprint_before_fetching(spec.model, record.fingerprint.get("weights_sha256") if record else None)
 
 
 def plan_local_workers(spec: JobSpec, shards: int, gpus: int) -> tuple[WorkerPlan, str]:

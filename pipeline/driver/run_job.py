@@ -78,8 +78,8 @@ def run(
         run: the run's name; by default the newest run of the output is resumed, or a new one begins.
         fresh: begin a new run even if there is one to resume.
         progress: where to show the progress; by default a bar on a terminal, plain lines elsewhere.
-        load_model: loads the model in the workers instead of the spec's preset and weights; must survive
-            pickling.
+        load_model: loads the model in the workers instead of what the spec names: one with a `ModelConfig`, or one that
+            keeps to the protocol of `pipeline.models`; must survive pickling.
         open_pool: where the workers run, by default on Ray, which is started while the input is being listed.
         start_up: notes when the parts of the start are done; by default begins now.
         on_begin: called with the open run before work begins; not where every image has its row already.

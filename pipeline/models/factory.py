@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PAGE = "docs/models/any_model.md"
 Factory = Callable[..., object]
 
 

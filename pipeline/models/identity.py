@@ -67,23 +67,41 @@ def fingerprint_of(section: ModelSection, storage: Storage | None = None) -> Mod
     """
     if section.factory is None:
         return compute_fingerprint(section, storage)
+    return _of_factory(section, _weights_sha256(section, storage))
+
+
+def fingerprint_before_fetching(section: ModelSection, weights_sha256: str | None) -> dict[str, object]:
+    """Return the fingerprint of a model whose weights are not on this machine yet; fetches nothing.
+
+    Args:
+        weights_sha256: assumed of them; None for unknown.
+    """
+    if section.factory is None:
+        untrained = compute_fingerprint(section.model_copy(update={"weights": "untrained"}))
+    else:
+        untrained = _of_factory(section, "")
+    return {**untrained.to_dict(), "weights_sha256": weights_sha256, "trained": True}
+
+
+def _of_factory(section: ModelSection, weights_sha256: str) -> FactoryFingerprint:
+    reference = section.factory or section.preset
     settings: dict[str, object] = {
         "options": section.options,
         "score_threshold": section.score_threshold,
         "max_detections": section.max_detections,
     }
-    adapter = find_adapter(section.factory)
+    adapter = find_adapter(reference)
     # Those of the default weights are hashed with them.
     if adapter is not None and section.weights != "default":
         files = adapter[0].load().settings_files(adapter[1])
         settings |= {"files": _files_sha256(tuple(files))} if files else {}
     canonical = json.dumps(settings, sort_keys=True, separators=(",", ":"))
     return FactoryFingerprint(
-        section.factory,
-        _weights_sha256(section, storage),
+        reference,
+        weights_sha256,
         hashlib.sha256(canonical.encode()).hexdigest(),
         trained=section.weights != "untrained",
-        code=code_version(section.factory),
+        code=code_version(reference),
     )
 
 

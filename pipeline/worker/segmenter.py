@@ -22,6 +22,7 @@ from pipeline.errors import ImageError
 from pipeline.messages import ImageFailure
 from pipeline.models.checked import CheckedModel
 from pipeline.models.pixels import Pixels, PresetPixels
+from pipeline.models.protocol import InstanceModel
 from pipeline.output.rows import ClassNames
 from pipeline.worker.batch_encoding import BatchEncoder, PendingDetections
 from pipeline.worker.batching import BatchSize
@@ -49,7 +50,7 @@ MASK_CHUNKS = (CHUNK_COLUMNS, CHUNK_COLUMNS // 8, CHUNK_COLUMNS // 64)
 FRAME_CHUNKS = (CHUNK_PIXELS, CHUNK_PIXELS // 8, CHUNK_PIXELS // 64)
 
 
-LoadModel = Callable[["ModelSection"], SegmentationModel]
+LoadModel = Callable[["ModelSection"], SegmentationModel | InstanceModel]
 # What the model finds in an image, and what becomes of the image.
 Found = RawDetections | FrameDetections | PendingDetections
 Outcome = Found | ImageFailure
@@ -288,8 +289,13 @@ class Segmenter:
             for image, each in zip(images, found, strict=True)
         ]
         if self._encoder is not None:
-            # One pass encodes maps of one size.
-            places = [place for place, each in enumerate(found) if isinstance(each, RawDetections)]
+            # One pass encodes maps of one size; a model may return its results on the CPU.
+            kind = self.device.type
+            places = [
+                place
+                for place, each in enumerate(found)
+                if isinstance(each, RawDetections) and each.scores.device.type == kind
+            ]
             sides = {place: _mask_side(found[place]) for place in places}
             together = [place for place in places if sides[place] == sides[places[0]]]
             raws = [each for place in together if isinstance(each := found[place], RawDetections)]

@@ -228,10 +228,7 @@ class Worker:
         precision = settle_precision(settings.model, device, storage, is_callers_model=is_own)
         if device.type == "cpu":
             keep_freed_memory()
-        if isinstance(model, CheckedModel):
-            model.to(device)
-        elif device.type == "cpu":
-            model = prepare_for_cpu(model, precision)
+            model = model if isinstance(model, CheckedModel) else prepare_for_cpu(model, precision)
         elif isinstance(model, torch.nn.Module):
             model.to(device)
         seen = augment(model, settings.model)
