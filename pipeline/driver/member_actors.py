@@ -78,7 +78,7 @@ class SpreadWorkers:
 
     def start(self, settings: WorkerSettings) -> Any:
         """Request a worker and room for its members; return its handle."""
-        from ray.util.placement_group import placement_group
+        from ray.util import placement_group
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         shares = self._shares
@@ -104,7 +104,7 @@ class SpreadWorkers:
 
     def ended(self, handle: Any) -> None:
         """Free the room of a worker that was killed; Ray kills what is left in it."""
-        from ray.util.placement_group import remove_placement_group
+        from ray.util import remove_placement_group
 
         group = self._groups.pop(handle, None)
         if group is not None:

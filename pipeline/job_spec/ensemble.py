@@ -165,11 +165,17 @@ def gather_ensemble(tree: Any) -> Any:
 def settle_ensemble(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of a model's section that holds an ensemble: its preset and weights are the ensemble's.
 
+    An ensemble of one network is that network.
+
     Raises:
         ValueError: they name another network.
     """
     chosen = dict(values)
     section = chosen["ensemble"]
+    alone = _only_member(section)
+    if alone and not {"preset", "weights"} & set(chosen):
+        del chosen["ensemble"]
+        return settle_together(chosen | alone)
     named = section.preset if isinstance(section, EnsembleSection) else None
     if chosen.get("weights") == ENSEMBLE:
         # A spec that was written by this program.
@@ -178,3 +184,18 @@ def settle_ensemble(values: Mapping[str, Any]) -> dict[str, Any]:
         if key in chosen and chosen[key] not in (named, ENSEMBLE):
             raise ValueError(f"{key} ({flag}) names one network, and ensemble (--member) names several; keep one")
     return {**chosen, "weights": ENSEMBLE}
+
+
+def _only_member(section: object) -> dict[str, Any]:
+    """Return preset and weights of the one member of a section that is as it should be; else nothing."""
+    if not isinstance(section, Mapping) or section.get("fusion", "nms") not in ("nms", "wbf"):
+        return {}
+    members = section.get("members")
+    if not isinstance(members, list | tuple) or len(members) != 1:
+        return {}
+    member = read_member(members[0]) if isinstance(members[0], str) else members[0]
+    if not isinstance(member, Mapping) or not {"preset", "weights"} & set(member):
+        return {}
+    if _is_foreign(member.get("preset")) or set(member) - {"preset", "weights", "weight"}:
+        return {}
+    return {key: value for key, value in member.items() if key != "weight"}

@@ -100,6 +100,8 @@ def load_ensemble(
         suppression=section.suppression if section.suppression != "hard" else "soft_gaussian",
         names=names,
     )
+    if any(each.device != device.type for each in loaded):
+        model.computes_on = loaded[0].device
     return model, _joint_precision(loaded, names)
 
 

@@ -43,6 +43,14 @@ def test_three_ways_to_write_it_are_one_in_the_record() -> None:
     assert again.to_dict() == ways[0].to_dict()
 
 
+def test_an_ensemble_of_one_network_is_that_network() -> None:
+    plain = spec_with(model__preset="htc_r50_fpn", model__weights="untrained")
+    alone = spec_with(ensemble=["htc_r50_fpn=untrained*3"])
+    assert alone.to_dict() == plain.to_dict()
+    assert alone.identity() == plain.identity()
+    assert spec_with(ensemble={"members": ["demo"], "fusion": "soft_nms"}).model.ensemble is not None
+
+
 def test_flags_are_for_all_members_also_of_a_list(tmp_path: Path) -> None:
     file = tmp_path / "job.yaml"
     file.write_text("model: [demo, htc_r50_fpn=untrained]\n")
@@ -74,8 +82,11 @@ def test_a_member_in_a_word(text: str, member: dict[str, object]) -> None:
     [
         ({"ensemble": []}, "members must be a list of 1 to 16"),
         ({"ensemble": [{"weight": 2}]}, "members.0: a member names its preset"),
-        ({"ensemble": [{"preset": "htc_r50_fpn", "weight": 0}]}, "members.0.weight must be a number above 0, not 0"),
-        ({"ensemble": [{"preset": "htc_r50_fpn", "wait": 1}]}, "did you mean model.ensemble.members.0.weight"),
+        (
+            {"ensemble": [{"preset": "htc_r50_fpn", "weight": 0}, "demo"]},
+            "members.0.weight must be a number above 0, not 0",
+        ),
+        ({"ensemble": [{"preset": "htc_r50_fpn", "wait": 1}, "demo"]}, "did you mean model.ensemble.members.0.weight"),
         ({"ensemble": ["htc_r5_fpn=coco"]}, "did you mean 'htc_r50_fpn'"),
         ({"ensemble": ["dem"]}, "did you mean demo"),
         ({"ensemble": ["torchvision:maskrcnn"]}, "torchvision:maskrcnn cannot be a member"),
