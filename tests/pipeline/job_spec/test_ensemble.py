@@ -140,3 +140,18 @@ def test_the_preset_of_each_member_is_that_of_its_file() -> None:
     resolved = resolve_preset(spec.model)
     assert resolved.preset == "htc_lite0_fpn+htc_lite0_fpn"
     assert joint_config(resolved).classes == ("person",)
+
+
+def test_flags_name_members_fusion_and_spread() -> None:
+    from jobs.cli.options import JobFlags, load_job_spec
+
+    flags = JobFlags(members=["demo", "htc_r50_fpn=untrained*2"], fusion="wbf", spread=True)
+    ensemble = load_job_spec(None, flags, input_uri="/in", output_uri="/out").model.ensemble
+    assert ensemble is not None
+    assert (ensemble.fusion, ensemble.spread) == ("wbf", True)
+    assert [(each.preset, each.weights, each.weight) for each in ensemble.members] == [
+        ("htc_lite0_fpn", "demo", 1.0),
+        ("htc_r50_fpn", "untrained", 2.0),
+    ]
+    # What the command line gives where the flag is left out.
+    assert dict(JobFlags(members=[]).spec_values()) == {}
