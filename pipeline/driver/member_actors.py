@@ -137,7 +137,7 @@ class RayMembers:
             num_cpus=self.cpus, num_gpus=self.gpus, max_restarts=0, max_concurrency=1
         )
         hosts = [actor.remote(member, self.storage, cpus=self.cpus, gpus=self.gpus) for member in section.members]
-        names = [member.label for member in section.ensemble.members] if section.ensemble else []
+        names = section.ensemble.labels if section.ensemble else ()
         begun = [host.begin.remote() for host in hosts]
         shared = _SharedImages()
         loaded = []

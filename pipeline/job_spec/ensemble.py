@@ -16,8 +16,6 @@ from pipeline.storage.uris import base_name, without_query
 MOST_MEMBERS = 16
 ENSEMBLE = "ensemble"
 """What `model.weights` is where an ensemble is."""
-FUSIONS = ("nms", "soft_nms", "wbf")
-_NOT_ADAPTED = ("factory", "options")
 
 
 def settle_together(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,10 +46,10 @@ class MemberSection(Section):
     def _settle(cls, values: Any) -> Any:
         if not isinstance(values, Mapping):
             return values
-        if foreign := [key for key in _NOT_ADAPTED if key in values] or _is_foreign(values.get("preset")):
-            named = values.get("preset") if foreign is True else values.get("factory", "a factory")
+        own = values.get("factory") or (values["preset"] if _is_foreign(values.get("preset")) else None)
+        if own is not None:
             raise ValueError(
-                f"{named} cannot be a member of an ensemble: the heads of a model of your own cannot be run at given "
+                f"{own} cannot be a member of an ensemble: the heads of a model of your own cannot be run at given "
                 "boxes, as those of the presets' networks can; give it a run of its own"
             )
         if not {"preset", "weights"} & set(values):
@@ -67,6 +65,7 @@ class MemberSection(Section):
 
 
 def _is_foreign(preset: object) -> bool:
+    """Return whether a name is of another library's models, such as torchvision:maskrcnn_resnet50_fpn_v2."""
     return isinstance(preset, str) and ":" in preset
 
 
@@ -119,6 +118,14 @@ class EnsembleSection(Section):
     def preset(self) -> str:
         """The members' presets in one word, the value of `model.preset`."""
         return "+".join(member.preset for member in self.members)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What messages call the members, each by another name."""
+        labels = [member.label for member in self.members]
+        return tuple(
+            label if labels.count(label) == 1 else f"{label} (members.{number})" for number, label in enumerate(labels)
+        )
 
     def identity(self) -> dict[str, object]:
         """Return, by dotted key, what must be the same when a run is resumed; the fingerprint holds the weights."""

@@ -92,7 +92,7 @@ def load_ensemble(
         loaded: Sequence[LoadedMember] = [load_member(member, storage, device) for member in section.members]
     else:
         loaded = open_members(section)
-    names = [member.label for member in ensemble.members]
+    names = ensemble.labels
     model = EnsembleModel(
         [each.member for each in loaded],
         votes=[member.weight for member in ensemble.members],

@@ -142,6 +142,16 @@ def test_the_preset_of_each_member_is_that_of_its_file() -> None:
     assert joint_config(resolved).classes == ("person",)
 
 
+def test_messages_call_each_member_by_another_name() -> None:
+    ensemble = spec_with(ensemble=["demo", "a/best.safetensors", "b/best.safetensors"]).model.ensemble
+    assert ensemble is not None
+    assert ensemble.labels == (
+        "htc_lite0_fpn",
+        "htc_r50_fpn (best.safetensors) (members.1)",
+        "htc_r50_fpn (best.safetensors) (members.2)",
+    )
+
+
 def test_flags_name_members_fusion_and_spread() -> None:
     from jobs.cli.options import JobFlags, load_job_spec
 
