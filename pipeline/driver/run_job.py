@@ -237,15 +237,18 @@ def _identify_model(
 
 
 def _budget_memory(spec: JobSpec, storage: Storage, display: ProgressDisplay) -> ComputeSection:
-    """Check, where workers run on this machine's CPU, that the model fits; return how many workers do.
+    """Check, where workers run on this machine, that the model can be had and fits its CPU; return how many workers do.
 
     Elsewhere each worker checks its own device before it loads anything.
     """
     is_asked = spec.model.ensemble is not None or spec.model.augment is not None
     if not is_asked or os.environ.get("RAY_ADDRESS") or find_spec("torch") is None:
         return spec.compute
+    from htc_model.inference.fusion import check_wbf
     from pipeline.worker.memory_budget import check_memory, fit_workers, local_budget
 
+    if spec.model.ensemble is not None and spec.model.ensemble.fusion == "wbf":
+        check_wbf()
     configs = [resolve_config(member, resolve_weights(member, storage)) for member in spec.model.members]
     budget = local_budget(spec.model, spec.compute, configs)
     if budget is None:

@@ -154,7 +154,7 @@ class ModelSection(Section):
             return self
         if self.suppression != "hard" and self.ensemble.fusion == "wbf":
             raise ValueError("suppression is for nms and soft_nms, and ensemble.fusion is wbf; keep one of them")
-        # Frozen: of this object, which nobody has seen yet.
+        # Sections are frozen; this one is not handed out yet.
         object.__setattr__(self, "preset", self.ensemble.preset)
         return self
 

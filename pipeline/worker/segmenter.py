@@ -244,6 +244,11 @@ class Segmenter:
         beside = [PresetPixels(config) for config in model.configs[1:]] if isinstance(model, WholeImageModel) else ()
         self.batch_size = BatchSize(batch_size or auto_batch_size(self._pixels, device, beside=beside))
 
+    @property
+    def device_name(self) -> str:
+        """The kind of the device that the model computes on, which may be another process's."""
+        return getattr(self.model, "computes_on", "") or self.device.type
+
     def padded_shape(self, image: DecodedImage) -> tuple[int, int]:
         """Return the (height, width) of the image inside a batch; equal shapes may share one."""
         height, width = image.pixels.shape[:2]

@@ -82,6 +82,24 @@ def test_a_local_weights_file_is_uploaded(tmp_path: Path, monkeypatch: pytest.Mo
         runtime_env_for(spec, "image", {}).__enter__()
 
 
+def test_the_weights_of_all_members_are_uploaded_also_under_one_name(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "best.safetensors").write_bytes(folder.encode())
+    members = ["demo", *(str(tmp_path / folder / "best.safetensors") for folder in ("a", "b"))]
+    spec = spec_of(ensemble=members)
+    with runtime_env_for(spec, "image", {}) as environment:
+        job_folder = Path(environment["working_dir"])
+        written = yaml.safe_load((job_folder / "job.yaml").read_text())["model"]["ensemble"]["members"]
+        named = [each["weights"] for each in written]
+        assert named[0] == "demo"
+        assert [(job_folder / name).read_text() for name in named[1:]] == ["a", "b"]
+        assert all("preset" not in each for each in written[1:])
+        assert all(Path(name).name == "best.safetensors" for name in named[1:])
+    with pytest.raises(SpecError, match="with the weights before it"):
+        runtime_env_for(spec, "image", {}, max_weights_bytes=1).__enter__()
+
+
 def test_uploaded_code_has_no_files_that_differ_between_machines() -> None:
     with runtime_env_for(spec_of(), "code", {}) as environment:
         modules = {Path(path).name: Path(path) for path in environment["py_modules"]}

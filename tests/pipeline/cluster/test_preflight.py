@@ -57,6 +57,11 @@ def test_a_node_without_problems_leaves_nothing_behind(tmp_path: Path) -> None:
     [
         ({"input__uri": "/nowhere/photos"}, "The input /nowhere/photos does not exist.", 2),
         ({"model__weights": "/nowhere/w.pth"}, "there is no weights file /nowhere/w.pth.", 2),
+        (
+            {"model__preset": None, "model__weights": None, "ensemble": ["demo", "/nowhere/w.pth"]},
+            "there is no weights file /nowhere/w.pth.",
+            2,
+        ),
         ({"input__uri": "nostore://bucket/in"}, "scheme", 2),
     ],
 )
