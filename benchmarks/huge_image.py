@@ -171,7 +171,7 @@ def window_around(box: dict[str, float], size: tuple[int, int], side: int) -> tu
 
 
 def compare_without_seam(
-    rows: list[dict[str, Any]], places: list[int], windows: Any, size: tuple[int, int], side: int, most: int
+    rows: list[dict[str, Any]], places: list[int], windows: Any, side: int, *, most: int
 ) -> dict[str, Any]:
     """Segment the surroundings of joined instances in one window each; return how they agree."""
     import numpy as np
@@ -184,6 +184,7 @@ def compare_without_seam(
     from pipeline.job_spec.job import ModelSection
     from pipeline.worker.segmenter import load_model
 
+    size = windows.size
     model = optimise_for_cpu(load_model(ModelSection.model_validate({"weights": "demo"})))
     fits = [p for p in places if max(rows[p]["bbox"]["width"], rows[p]["bbox"]["height"]) < 0.8 * side]
     # Sure ones: of a model's doubts, the next window knows nothing.
@@ -230,13 +231,12 @@ def runs_of(counts: list[str], size: tuple[int, int]) -> Any:
     return decode_counts(*join_texts(counts), np.tile(np.array(size, np.int64), (len(counts), 1))).runs()
 
 
-def draw_seam(
-    path: Path, rows: list[dict[str, Any]], places: list[int], windows: Any, size: tuple[int, int], grid: Any
-) -> None:
+def draw_seam(path: Path, rows: list[dict[str, Any]], places: list[int], windows: Any, grid: Any) -> None:
     """Draw a crop around a joined instance: masks in colours, borders of tiles dashed."""
     import numpy as np
     from PIL import Image, ImageDraw
 
+    size = windows.size
     sure = [p for p in places if rows[p]["score"] >= 0.7] or places
     place = max(sure, key=lambda p: _corner_score(rows[p]["bbox"], grid))
     box = rows[place]["bbox"]
@@ -337,9 +337,9 @@ def main() -> None:
         grid = TileGrid.plan(*size, spec.tiles)
         counts, joined = seam_facts(rows, grid)
         windows, _ = open_windows(ImageRef(str(image)), Storage(), max_pixels=2**29)
-        compared = compare_without_seam(rows, joined, windows, size, spec.tiles.side, options.compare)
+        compared = compare_without_seam(rows, joined, windows, spec.tiles.side, most=options.compare)
         if options.picture:
-            draw_seam(options.picture, rows, joined, windows, size, grid)
+            draw_seam(options.picture, rows, joined, windows, grid)
         if options.curve:
             draw_curve(options.curve, job["curve"])
     curve = job["curve"]

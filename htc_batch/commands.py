@@ -1,4 +1,4 @@
-"""What the commands do, as functions: run, evaluate, diff."""
+"""What the commands do, as functions: run, evaluate, evaluate_panoptic, diff."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -11,6 +11,7 @@ from pipeline.storage.storage import Storage
 if TYPE_CHECKING:
     from jobs.results.diff import Diff
     from jobs.results.evaluation import Evaluation
+    from jobs.results.panoptic_quality import PanopticEvaluation
     from pipeline.runs.summary import RunSummary
     from pipeline.storage.config import StorageSection
 
@@ -107,6 +108,38 @@ def evaluate(
     """
     from htc_batch.results import section_of
     from jobs.results.evaluation import evaluate as judge
+
+    return judge(output, truth, run=run, storage_section=section_of(storage), **options)
+
+
+def evaluate_panoptic(
+    output: str,
+    truth: str,
+    run: str | None = None,
+    *,
+    storage: "Mapping[str, Any] | StorageSection | None" = None,
+    **options: Any,
+) -> "PanopticEvaluation":
+    """Score a run's panoptic segments, as `htc evaluate --panoptic` does (docs/evaluate.md).
+
+    Args:
+        truth: a file in COCO's panoptic format, a path or a URI, also gzipped; its PNGs are in the folder beside it of
+            its name without the ending.
+        run: None takes the newest run that has images.
+        storage: as for `open`.
+        options: classes (names to score), is_strict (refuse a truth with flaws), match ("name", "stem" or "id") and
+            worst.
+
+    Returns:
+        The evaluation: `qualities` has PQ, SQ and RQ of all categories, of things and of stuff; `to_dict()` is what
+        `htc evaluate --panoptic --format json` writes.
+
+    Raises:
+        HtcError: there is no such run, it has no panoptic segments, no annotated image is in it, or the truth cannot be
+            used.
+    """
+    from htc_batch.results import section_of
+    from jobs.results.panoptic_quality import evaluate_panoptic as judge
 
     return judge(output, truth, run=run, storage_section=section_of(storage), **options)
 

@@ -130,7 +130,7 @@ def _resolve(instances: ForegroundRuns, max_overlap: float) -> tuple[list[int], 
     for place in map(int, np.flatnonzero(areas)):
         own = instances.take(np.array([place]))
         meets = ((begins[:place] < ends[place]) & (ends[:place] > begins[place])).all(axis=1) & is_kept[:place]
-        near = [kept[other] for other in np.flatnonzero(meets)]
+        near = [kept[other] for other in np.flatnonzero(meets).tolist()]
         if near:
             taken = _join(near)
             shared = int(intersection_areas(own, taken)[0])

@@ -211,13 +211,13 @@ class _Tile:
         """Return which masks end at a border of the tile that is none of the image's."""
         box, cut = self.box, self._near_borders()
         is_inner = np.array([box.left > 0, box.top > 0, box.right < size[1], box.bottom < size[0]])
-        return (cut & is_inner).any(axis=1)
+        return np.asarray((cut & is_inner).any(axis=1))
 
     def cut_inside(self, other: TileBox) -> NDArray[np.bool_]:
         """Return which masks end at a border of the tile beyond which another tile goes on."""
         box = self.box
         goes_on = [other.left < box.left, other.top < box.top, other.right > box.right, other.bottom > box.bottom]
-        return (self._near_borders() & np.array(goes_on)).any(axis=1)
+        return np.asarray((self._near_borders() & np.array(goes_on)).any(axis=1))
 
     def _near_borders(self) -> NDArray[np.bool_]:
         """Return which masks end near the left, upper, right and lower border, [N, 4]."""
@@ -306,7 +306,8 @@ def _links(a: _Tile, b: _Tile, overlap: TileBox, least: float) -> list[tuple[int
     both = intersection_areas(masks_a.take(left), masks_b.take(right)).astype(np.float64)
     area_a, area_b = masks_a.areas()[left], masks_b.areas()[right]
     shares_any = both > 0
-    left, right, both, area_a, area_b = (each[shares_any] for each in (left, right, both, area_a, area_b))
+    left, right, area_a, area_b = (each[shares_any] for each in (left, right, area_a, area_b))
+    both = both[shares_any]
     agreement = both / (area_a + area_b - both)
     links: list[tuple[int, int]] = []
     taken_a, taken_b = np.zeros(len(in_a), bool), np.zeros(len(in_b), bool)

@@ -51,7 +51,7 @@ def build_model_config(
     )
     switches = {
         name: value
-        for name in ("interleaved", "mask_info_flow", "semantic")
+        for name in ("interleaved", "mask_info_flow", "semantic", "neck", "roi_head")
         if (value := getattr(section, name)) is not None
     }
     names = section.semantic_names or () if has_stuff else (*classes, OTHER)

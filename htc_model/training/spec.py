@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from htc_model.config import Norm
+from htc_model.config import Neck, Norm
 from htc_model.training.augment import Augmentation
 from htc_model.training.learning_rate import ScheduleKind
 from htc_model.weights.model_zoo import BUNDLED_PRESET
@@ -75,9 +75,10 @@ class ModelSection(_Section):
         backbone's batch norms, for training from scratch with small batches.
         short_side, long_side: pixels, the preset's own by default. interleaved, mask_info_flow, semantic: HTC's
         switches, the preset's own by default. stages: how many of the preset's box and mask heads; 1 without the
-        switches is Mask R-CNN. semantic_classes: how many labels the data's semantic maps have, the preset's own
-        (COCO's 183) by default; without maps there is one per class and one for the rest. semantic_names: of these
-        labels, in their order; those of COCO-Stuff are known.
+        switches is Mask R-CNN. neck, roi_head: see `ModelConfig`, the preset's own by default; one stage without the
+        switches, with pafpn and panet, is PANet. semantic_classes: how many labels the data's semantic maps have, the
+        preset's own (COCO's 183) by default; without maps there is one per class and one for the rest. semantic_names:
+        of these labels, in their order; those of COCO-Stuff are known.
     """
 
     preset: str = BUNDLED_PRESET
@@ -92,6 +93,8 @@ class ModelSection(_Section):
     mask_info_flow: bool | None = None
     semantic: bool | None = None
     stages: int | None = Field(default=None, ge=1)
+    neck: Neck | None = None
+    roi_head: Literal["cascade", "panet"] | None = None
     semantic_classes: int | None = Field(default=None, ge=2, le=255)
     semantic_names: tuple[str, ...] | None = Field(default=None, min_length=2, max_length=255)
 

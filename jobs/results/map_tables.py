@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 import pyarrow.dataset as pads
@@ -15,7 +15,6 @@ from pipeline.output.parts import part_uri
 from pipeline.output.schema import MAP_SCHEMAS
 
 if TYPE_CHECKING:
-    from jobs.results.image_lookup import ImageRecord
     from pipeline.output.parts import Part
     from pipeline.output.results import Results
 
@@ -23,6 +22,26 @@ if TYPE_CHECKING:
 ORDERED_BY: Mapping[MapTable, str] = {"panoptic": "segment", "semantic": "class_id"}
 # At once as Python objects: a region of stuff may have thousands of runs.
 _BATCH_ROWS = 256
+
+
+class StoredImage(Protocol):
+    """What finding an image's rows needs of its row of `images`."""
+
+    @property
+    def image_id(self) -> int:
+        """Its id."""
+
+    @property
+    def uri(self) -> str:
+        """Its uri."""
+
+    @property
+    def run(self) -> str:
+        """The run that its rows are of."""
+
+    @property
+    def shard(self) -> int:
+        """The shard that it is in."""
 
 
 def check_table(results: "Results", run: str, table: MapTable) -> None:
@@ -43,7 +62,7 @@ def has_table(results: "Results", run: str, table: MapTable) -> bool:
     return any(record.run == run and table in record.tables for record in results.records)
 
 
-def read_rows(results: "Results", table: MapTable, image: "ImageRecord") -> list[dict[str, Any]]:
+def read_rows(results: "Results", table: MapTable, image: StoredImage) -> list[dict[str, Any]]:
     """Read one image's rows from its shard's part, in their order.
 
     Raises:

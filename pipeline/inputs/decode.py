@@ -182,7 +182,7 @@ def read_header(payload: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS, rule: B
         _check_canvas(payload, name, max_pixels)
         prepared = _prepare(payload, name)
         if name == "JPEG" and (frame := jpeg_files.read_frame(prepared)) is not None:
-            return _header(frame.size, min(max_pixels, DEFAULT_MAX_PIXELS), _DECODING_BYTES_PER_PIXEL)
+            return _header(frame.size, max_pixels, _DECODING_BYTES_PER_PIXEL)
         with _READERS[name](io.BytesIO(prepared)) as image:
             each = _CMYK_BYTES_PER_PIXEL if image.mode == "CMYK" else _DECODING_BYTES_PER_PIXEL
             return _header(image.size, max_pixels, _MOST_BYTES_PER_PIXEL if name in ("WebP", "AVIF") else each)

@@ -22,8 +22,9 @@ _DIGITS = re.compile(r"(\d{1,6})(?::(\d{1,6}))?")
 class TilesSection(Section):
     """How huge images are cut; see docs/huge_images.md.
 
-    side: of a tile. overlap: of neighbouring tiles at least; by default an eighth of the side.
-    above: images whose longer side is at most this are not cut; by default the tile's side.
+    side: of a square tile; a lower or narrower image has tiles of its own height or width.
+    overlap: what neighbouring tiles share at least; by default an eighth of the side.
+    above: only images whose longer side is more than this are cut; by default the tile's side, and 4096 for "auto".
     """
 
     side: int = Field(
@@ -32,8 +33,12 @@ class TilesSection(Section):
         le=LARGEST_SIDE,
         description=f"a whole number of pixels from {LEAST_SIDE} to {LARGEST_SIDE}",
     )
-    overlap: int = Field(default=-1, ge=-1, description="a whole number of pixels, 0 or more, and less than tiles.side")
-    above: int = Field(default=-1, ge=-1, description="a whole number of pixels, at least tiles.side")
+    overlap: int = Field(
+        default=DEFAULT_SIDE // OVERLAP_OF_SIDE,
+        ge=0,
+        description="a whole number of pixels, 0 or more, and less than tiles.side",
+    )
+    above: int = Field(default=DEFAULT_SIDE, ge=0, description="a whole number of pixels, at least tiles.side")
 
     @model_validator(mode="before")
     @classmethod
@@ -47,8 +52,6 @@ class TilesSection(Section):
 
     @model_validator(mode="after")
     def _refuse_what_does_not_fit(self) -> Self:
-        if self.overlap < 0 or self.above < 0:
-            raise ValueError("overlap and above are whole numbers of pixels, 0 or more")
         if self.overlap >= self.side:
             raise ValueError(
                 f"overlap must be less than side, or no tile would show anything new; it is {self.overlap}, and side "

@@ -39,6 +39,13 @@ class AdapterModule(Protocol):
     def is_default_here(self, name: str) -> bool:
         """Return whether `default_files` would have nothing to fetch."""
 
+    def settings_files(self, name: str) -> Sequence[Path]:
+        """Return the files beside the weights that the model is made from, for the fingerprint; fetched if necessary.
+
+        Raises:
+            ModelError: they cannot be fetched, or one is missing.
+        """
+
     def list_models(self) -> Sequence[tuple[str, str]]:
         """Return the names of the library's models, each with a note such as "boxes only"."""
 

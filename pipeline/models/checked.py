@@ -128,7 +128,9 @@ class CheckedModel:
                 )
             masks = masks.float()[keep.to(masks.device)]
             _check_range("masks", masks)
-        return RawDetections(boxes[keep.to(boxes.device)], scores[keep], labels[keep], masks, size, mask_boxes)
+        return RawDetections(
+            boxes[keep.to(boxes.device)], scores[keep], labels[keep], masks, size, mask_boxes_xyxy=mask_boxes
+        )
 
     def _check_frames(self, found: FrameDetections, size: tuple[int, int]) -> FrameDetections:
         scores, labels, keep = self._check_common(found, size)

@@ -318,11 +318,11 @@ def find_alone(model: CheckedModel, images: Sequence[Image], device: torch.devic
     ]
 
 
-class _MemoryLimit(TorchDispatchMode):
+class _MemoryLimit(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts torch's operations in the block; raises torch.OutOfMemoryError at one of them."""
 
     def __init__(self, fails_at: int | None = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.operations = 0
         self._fails_at = fails_at
 

@@ -67,11 +67,16 @@ def fingerprint_of(section: ModelSection, storage: Storage | None = None) -> Mod
     """
     if section.factory is None:
         return compute_fingerprint(section, storage)
-    settings = {
+    settings: dict[str, object] = {
         "options": section.options,
         "score_threshold": section.score_threshold,
         "max_detections": section.max_detections,
     }
+    adapter = find_adapter(section.factory)
+    # Those of the default weights are hashed with them.
+    if adapter is not None and section.weights != "default":
+        files = adapter[0].load().settings_files(adapter[1])
+        settings |= {"files": _files_sha256(tuple(files))} if files else {}
     canonical = json.dumps(settings, sort_keys=True, separators=(",", ":"))
     return FactoryFingerprint(
         section.factory,

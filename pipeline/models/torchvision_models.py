@@ -92,7 +92,8 @@ class TorchvisionModel:
         boxes, maps, mask_boxes = found["boxes"], None, None
         if "masks" in found:
             maps, mask_boxes = _as_pasted(found["masks"], boxes)
-        return RawDetections(boxes, found["scores"], found["labels"] - 1, maps, size, mask_boxes)
+        labels = found["labels"] - 1
+        return RawDetections(boxes, found["scores"], labels, maps, size, mask_boxes_xyxy=mask_boxes)
 
 
 class _Prepared(nn.Module):
@@ -210,6 +211,12 @@ def is_default_here(name: str) -> bool:
     return _cached(_default_weights(name)).is_file()
 
 
+def settings_files(name: str) -> Sequence[Path]:
+    """Return nothing: a model's name says all but its weights."""
+    check_name(name)
+    return ()
+
+
 def _default_weights(name: str) -> WeightsEnum:
     weights = getattr(get_model_weights(name), "DEFAULT", None)
     if weights is None:
@@ -218,7 +225,8 @@ def _default_weights(name: str) -> WeightsEnum:
 
 
 def _cached(weights: WeightsEnum) -> Path:
-    return Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
+    url: str = weights.url
+    return Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
 
 
 def _fetch(name: str, weights: WeightsEnum) -> Path:

@@ -62,11 +62,11 @@ class Checkpoint:
                 raise ModelError(f"The checkpoint {self.name} is incomplete: {self.folder} lacks {part}.")
         return [found, *(self.folder / part for part in parts)]
 
-    def files(self) -> list[Path]:
-        """Return all files that the model is made from.
+    def settings_files(self) -> list[Path]:
+        """Return config.json and the file of its image processor.
 
         Raises:
-            ModelError: one is missing.
+            ModelError: there is none.
         """
         processor = self.processor_file()
         if processor is None:
@@ -74,7 +74,15 @@ class Checkpoint:
                 f"The checkpoint {self.name} has no {PROCESSORS[0]} in {self.folder}, which says how it wants its "
                 "images; save it there with the image processor's save_pretrained."
             )
-        return [self.folder / CONFIG, processor, *self.weights_files()]
+        return [self.folder / CONFIG, processor]
+
+    def files(self) -> list[Path]:
+        """Return all files that the model is made from.
+
+        Raises:
+            ModelError: one is missing.
+        """
+        return [*self.settings_files(), *self.weights_files()]
 
 
 def is_local(name: str) -> bool:

@@ -121,6 +121,11 @@ def default_files(name: str) -> Sequence[Path]:
     return find_checkpoint(name).files()
 
 
+def settings_files(name: str) -> Sequence[Path]:
+    """Return a checkpoint's config and the settings of its image processor."""
+    return find_checkpoint(name).settings_files()
+
+
 def is_default_here(name: str) -> bool:
     """Return whether a checkpoint's files are on this machine."""
     return is_here(name)

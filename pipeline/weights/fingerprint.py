@@ -29,22 +29,31 @@ class ModelFingerprint:
     weights_sha256: the hash of the weights file's bytes, or "untrained-v1".
     config_sha256: the hash of the preset with the spec's score threshold, number of detections, views and tiles.
     trained: whether there is a weights file.
-    members: of an ensemble, in the order of the spec; its hashes are of the members' hashes, votes and fusion.
     """
 
     preset: str
     weights_sha256: str
     config_sha256: str
     trained: bool
-    members: "tuple[ModelFingerprint, ...]" = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON-able values, for run.json; without `members` where there are none."""
+        """Return plain JSON-able values, for run.json."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class EnsembleFingerprint(ModelFingerprint):
+    """Identity of an ensemble: its hashes are of the members' hashes, votes and fusion.
+
+    preset: the members' presets with "+" between. members: in the order of the spec.
+    """
+
+    members: tuple[ModelFingerprint, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON-able values, for run.json."""
         values = asdict(self)
-        members = values.pop("members")
-        for member in members:
-            del member["members"]
-        return {**values, "members": list(members)} if members else values
+        return {**values, "members": list(values["members"])}
 
 
 def resolve_preset(section: ModelSection, storage: Storage | None = None) -> ModelSection:
@@ -147,12 +156,12 @@ def joint_config(section: ModelSection, storage: Storage | None = None) -> Model
 
 def _ensemble_fingerprint(
     section: ModelSection, ensemble: EnsembleSection, storage: Storage | None
-) -> ModelFingerprint:
+) -> EnsembleFingerprint:
     members = tuple(compute_fingerprint(member, storage) for member in section.members)
     # Members that do not go together are noticed here, before a run begins.
     joint_config(section, storage)
     votes = [[member.config_sha256, each.weight] for member, each in zip(members, ensemble.members, strict=True)]
-    return ModelFingerprint(
+    return EnsembleFingerprint(
         section.preset,
         _sha256_of([member.weights_sha256 for member in members]),
         _sha256_of([ensemble.fusion, section.suppression, votes]),

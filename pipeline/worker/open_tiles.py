@@ -95,7 +95,7 @@ class TileReader:
         return TileSource(self.plan(size), False, OPEN_BYTES, 0, open_again)
 
     def find_decoded(self, payload: bytes) -> TileSource | None:
-        """Return an image that is decoded whole and then cut; None if it is not cut, or is refused as it is without tiles.
+        """Return an image that is decoded whole and then cut; None if it is not cut, or refused as without tiles.
 
         Args:
             payload: the file.

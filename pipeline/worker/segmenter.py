@@ -236,7 +236,8 @@ class Segmenter:
         self.device = device
         self.precision = precision or PrecisionChoice("fp32", "by default")
         self.fast = fast or FastChoice(None, "")
-        self.semantic_classes = semantic_classes(model.config) if wants_semantic else ()
+        has_map = wants_semantic and not isinstance(model, CheckedModel)
+        self.semantic_classes = semantic_classes(model.config) if has_map else ()
         self._wants_semantic = wants_semantic
         self._encoder = encoder
         beside = [PresetPixels(config) for config in model.configs[1:]] if isinstance(model, WholeImageModel) else ()
@@ -373,7 +374,7 @@ class Segmenter:
         self._free_cache()
         return None
 
-    def _infer(self, images: Sequence[DecodedImage], staged: Upload | None) -> Sequence[object] | None:
+    def _infer(self, images: Sequence[DecodedImage], staged: Upload | None) -> list[Any] | None:
         """Return the detections of one batch; None when it does not fit the memory."""
         try:
             with torch.inference_mode():

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -156,7 +156,6 @@ class ShardPipeline:
         on_images: Callable[[int], None],
         shard_time: ShardTime,
         map_tables: Sequence[MapTable] = (),
-        on_tiles: Callable[[int], None] = lambda count: None,
     ) -> None:
         """Prepare the stages.
 
@@ -168,7 +167,6 @@ class ShardPipeline:
             on_images: called with the number of further images whose outcome is known.
             shard_time: gets how far the shard is.
             map_tables: the tables of maps that the run has.
-            on_tiles: called with the number of further tiles whose outcome is known.
         """
         self.shard_time = shard_time
         self.clock = StageClock()
@@ -181,7 +179,6 @@ class ShardPipeline:
         self._claim = claim
         self._is_last_attempt = is_last_attempt
         self._on_images = on_images
-        self._on_tiles = on_tiles
         self._numbers = {position: number for number, position in enumerate(positions)}
         self._largest_unlisted = UNLISTED_BYTES
         self._encoded_bytes: Lane
@@ -192,7 +189,7 @@ class ShardPipeline:
         self._versions: dict[int, ReadVersion] = {}
         self._failures: dict[int, ImageFailure] = {}
         self._tiled: dict[int, TiledImage] = {}
-        self._encoding: deque[Future[object]] = deque()
+        self._encoding: deque[Future[Any]] = deque()
         self._encoded: dict[int, Future[EncodedImage | ImageFailure]] = {}
 
     def run(self) -> "list[EncodedImage | ImageFailure]":
@@ -318,7 +315,6 @@ class ShardPipeline:
                 ref.uri, lambda: self._read_tile(position, step), is_last_attempt=self._is_last_attempt
             ),
             charge=lambda held: self._pixel_bytes.resize(number, held),
-            on_tiles=self._on_tiles,
             on_complete=self._join,
         )
         self._tiled[position] = tiled
@@ -371,6 +367,12 @@ class ShardPipeline:
         max_bytes = self._resources.limits.max_bytes
         # An image that is larger than the limit is refused unread.
         return min(self._largest_unlisted if ref.bytes is None else ref.bytes, max_bytes)
+
+    def tiles_in_work(self) -> tuple[int, int]:
+        """Return how many tiles are done, and how many there are, of the images that are being cut now."""
+        done = [(tiled.tiles_done, len(tiled.grid)) for tiled in list(self._tiled.values())]
+        in_work = [(tiles, total) for tiles, total in done if tiles is not None]
+        return sum(tiles for tiles, _ in in_work), sum(total for _, total in in_work)
 
     def check(self) -> None:
         """Check whether the attempt is still needed.

@@ -51,7 +51,6 @@ class TiledImage:
         whole_bytes: int,
         boundary: Callable[[Callable[[], Any]], Any],
         charge: Callable[[int], None],
-        on_tiles: Callable[[int], None],
         on_complete: Callable[["TiledImage"], None],
     ) -> None:
         """Begin to read.
@@ -63,18 +62,17 @@ class TiledImage:
             whole_bytes: of the decoded image, where it is held whole.
             boundary: runs the reading of one tile; returns its result, or the image's failure.
             charge: told how many bytes the image holds, whenever that changes.
-            on_tiles: told of further tiles whose outcome is known, those without data included.
             on_complete: called once, when the model is done with the last tile.
         """
         self.position, self.uri, self.grid, self.shard = position, uri, grid, shard
         self.size = grid.size
         self._windows = windows
         self._boundary, self._charge = boundary, charge
-        self._on_tiles, self._on_complete = on_tiles, on_complete
+        self._on_complete = on_complete
         self._lock = threading.Lock()
         # Guarded by the lock.
         self._reserved = whole_bytes + ahead_tiles(grid) * grid.tile_bytes
-        self._given_bytes = self._in_model = 0
+        self._given_bytes = self._in_model = self._done = 0
         self._is_read = self._is_complete = False
         self._failures: dict[int, ImageFailure] = {}
         self._encodings: dict[int, Future[Detections | ImageFailure]] = {}
@@ -113,7 +111,8 @@ class TiledImage:
             self._end_reading()
             return None
         if read is None:
-            self._on_tiles(1)
+            with self._lock:
+                self._done += 1
             return None
         pixels, valid = read
         with self._lock:
@@ -129,6 +128,12 @@ class TiledImage:
         """Whether all tiles were given."""
         with self._lock:
             return self._is_read
+
+    @property
+    def tiles_done(self) -> int | None:
+        """Tiles whose outcome is known, those without data included; None once the model is done with the image."""
+        with self._lock:
+            return None if self._is_complete else self._done
 
     def fail(self, number: int, failure: ImageFailure, *, is_in_model: bool = True) -> None:
         """Take a tile's failure, which is the image's."""
@@ -196,9 +201,9 @@ class TiledImage:
             return bool(self._failures)
 
     def _end_tile(self) -> None:
-        self._on_tiles(1)
         with self._lock:
             self._in_model -= 1
+            self._done += 1
         self._complete()
 
     def _end_reading(self) -> None:

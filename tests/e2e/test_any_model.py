@@ -1,4 +1,4 @@
-"""A model of torchvision through the whole job: killed half-way and resumed; a factory in the current folder."""
+"""A model of torchvision through the whole job, on Ray, killed and resumed; a factory in the current folder."""
 
 import json
 import os
@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.driver import run_job as driver
+from pipeline.errors import RunError
 from pipeline.output.results import open_results
+from tests.support.builders.e2e_specs import spec_with
 from tests.support.paths import ROOT
 
-IMAGES = 24
+IMAGES = 16
 PATIENCE_S = 120.0
 MODEL = ("--model", "torchvision:maskrcnn_resnet50_fpn", "--weights", "untrained")
 OPTIONS = ("min_size=64", "max_size=96", "box_detections_per_img=5", "rpn_post_nms_top_n_test=50")
@@ -23,9 +26,9 @@ OPTIONS = ("min_size=64", "max_size=96", "box_detections_per_img=5", "rpn_post_n
 pytestmark = pytest.mark.slow
 
 
-def command(*arguments: str, model: tuple[str, ...] = MODEL, options: tuple[str, ...] = OPTIONS) -> list[str]:
-    flags = [word for option in options for word in ("--model-option", option)]
-    return [sys.executable, "-m", "jobs", "run", "in", "out", *model, *flags, "--workers", "1", *arguments]
+def command(*arguments: str) -> list[str]:
+    flags = [word for option in OPTIONS for word in ("--model-option", option)]
+    return [sys.executable, "-m", "jobs", "run", "in", "out", *MODEL, *flags, "--workers", "1", *arguments]
 
 
 def environment() -> dict[str, str]:
@@ -44,14 +47,9 @@ def committed(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in (folder / "out" / "images").glob("run=*/part-*.parquet")}
 
 
-def run(folder: Path, *arguments: str, **choices: tuple[str, ...]) -> "subprocess.CompletedProcess[str]":
-    words = command(*arguments, **choices)
-    return subprocess.run(
-        words, cwd=folder, env=environment(), capture_output=True, text=True, timeout=300, check=False
-    )
-
-
-def test_a_torchvision_model_is_killed_and_resumed(tmp_path: Path) -> None:
+def test_a_torchvision_model_is_killed_and_resumed(
+    tmp_path: Path, ray_session: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_photos(tmp_path / "in", IMAGES)
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(
@@ -72,12 +70,11 @@ def test_a_torchvision_model_is_killed_and_resumed(tmp_path: Path) -> None:
         process.wait()
     before = committed(tmp_path)
     assert 0 < len(before) < IMAGES // 2
-    other = run(tmp_path, options=(*OPTIONS[:-1], "rpn_post_nms_top_n_test=51"))
-    assert other.returncode == 2
-    assert "- model.options: " in other.stderr
-    done = run(tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert f"{IMAGES // 2 - len(before)} of {IMAGES // 2} shards to go" in done.stderr
+    options = {f"model__options__{key}": int(value) for key, value in (each.split("=") for each in OPTIONS)}
+    values = {"model__preset": MODEL[1], "compute__workers": 1, "compute__shard_images": 2, **options}
+    summary = driver.run(spec_with(tmp_path, **values))
+    assert (summary.exit_code, summary.model) == (0, "torchvision:maskrcnn_resnet50_fpn")
+    assert f" of {IMAGES // 2} shards to go" in capsys.readouterr().err
     after = committed(tmp_path)
     assert {path: after[path] for path in before} == before
     results = open_results(str(tmp_path / "out"))
@@ -102,17 +99,23 @@ def fail():
 """
 
 
-def test_a_factory_in_the_current_folder_reaches_the_workers_and_its_faults_the_rows(tmp_path: Path) -> None:
+def test_a_factory_in_the_current_folder_reaches_the_workers_and_its_faults_the_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_session: None
+) -> None:
     write_photos(tmp_path / "in", 6)
     Image.new("RGB", (48, 48)).save(tmp_path / "in" / "spoilt.png")
-    (tmp_path / "my_models.py").write_text(SOURCE)
-    done = run(tmp_path, model=("--model", "my_models:load"), options=("fault=label",))
-    assert done.returncode == 0, done.stderr
+    (tmp_path / "my_models_of_e2e.py").write_text(SOURCE)
+    monkeypatch.chdir(tmp_path)
+    values = {"model__preset": "my_models_of_e2e:load", "model__weights": "default", "compute__workers": 1}
+    summary = driver.run(spec_with(tmp_path, **values, model__options={"fault": "label"}))
+    assert summary.model == "my_models_of_e2e:load"
     rows = {Path(row["uri"]).stem: row for row in open_results(str(tmp_path / "out")).images().to_pylist()}
     assert rows.pop("spoilt")["error"] == "the model regions returned the label 91, and has 2 classes, 0 to 1"
     assert {row["status"] for row in rows.values()} == {"ok"}
-    # Another factory is another model: an incremental run does the images again, and one that raises does none.
-    failed = run(tmp_path, "--incremental", model=("--model", "my_models:fail"), options=())
-    assert failed.returncode == 2
-    assert "The model factory my_models:fail raised RuntimeError: no licence, in " in failed.stderr
-    assert "Traceback" not in failed.stderr
+    # Other options are another model: an incremental run does all images again.
+    again = driver.run(spec_with(tmp_path, **values, select__mode="incremental"))
+    assert again.statuses == {"ok": 7}
+    values["model__preset"] = "my_models_of_e2e:fail"
+    with pytest.raises(RunError, match="my_models_of_e2e:fail raised RuntimeError: no licence, in ") as caught:
+        driver.run(spec_with(tmp_path, **values), fresh=True)
+    assert caught.value.exit_code == 2

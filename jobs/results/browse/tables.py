@@ -19,6 +19,7 @@ import pyarrow.dataset as pads
 
 from jobs.results.browse.work import Job, TimeLimitError
 from jobs.results.drawing import ImageReader
+from jobs.results.map_tables import has_table, read_rows
 from jobs.results.query import read_instances
 from pipeline.errors import HtcError, NotFoundError, SpecError, StorageError
 from pipeline.output.dataset import open_files
@@ -289,6 +290,15 @@ class Tables:
             DamagedFileError: their part is damaged or missing.
         """
         return read_instances(self._listed.results, image.run, image.shard, image.image_id, image.uri)
+
+    def has_map(self, run: str) -> bool:
+        """Return whether a run has panoptic segments; of "current", whether some run has."""
+        results = self._listed.results
+        return any(has_table(results, each, "panoptic") for each in (results.runs() if self.is_current(run) else [run]))
+
+    def segments(self, image: ImageFacts) -> list[dict[str, Any]]:
+        """Return an image's rows of `panoptic`; errors as `instances`."""
+        return read_rows(self._listed.results, "panoptic", image)
 
     def reader(self) -> ImageReader:
         """Return the reader of the runs' images."""

@@ -29,7 +29,7 @@ def write_coco_panoptic(
     """Write `panoptic.json` and `panoptic/NAME.png` of each image.
 
     The number of a segment is red + 256 green + 65536 blue of its pixels, black is no segment
-    (cocodataset.org/#format-data, 4). The colours are those that tell segments apart.
+    (cocodataset.org/#format-data, 4). The colours set segments apart.
 
     Args:
         is_beside: whether the images are in `images/`, where two that differ by suffix only got different names.

@@ -154,9 +154,9 @@ class Selection:
             # The condition is the user's own, in a database that is closed to everything but these tables.
             limit = "true" if min_score is None else f"score >= {min_score!r}"
             self._condition = f"{limit} AND {'true' if where is None else f'({where}{chr(10)})'}"
-            rows = f"SELECT * FROM {instances} WHERE {chosen} AND {self._condition}"  # noqa: S608  # nosec B608
+            self._rows = f"SELECT * FROM {instances} WHERE {chosen} AND {self._condition}"  # noqa: S608  # nosec B608
             found = database.execute(
-                f"SELECT {_CATEGORY[table]}, count(*) FROM ({rows}) GROUP BY 1 ORDER BY 1"  # noqa: S608  # nosec B608
+                f"SELECT {_CATEGORY[table]}, count(*) FROM ({self._rows}) GROUP BY 1 ORDER BY 1"  # noqa: S608  # nosec B608
             ).fetchall()
             known = [] if found or table != "instances" else self._categories(instances, chosen)
         self.instances = sum(int(count) for *_, count in found)
@@ -206,10 +206,16 @@ class Selection:
         for batch in self.batches("SELECT * FROM exported_images ORDER BY run, shard, number"):
             yield from batch.to_pylist()
 
-    def coordinate_systems(self) -> list[str]:
-        """Return those of the images that say where they lie."""
-        sql = f"SELECT DISTINCT crs FROM exported_images WHERE {_IS_PLACED} ORDER BY 1"  # noqa: S608  # nosec B608
-        return [str(crs) for (crs,) in self._database.execute(sql).fetchall()]
+    def coordinate_systems(self, *, is_sparse: bool = False) -> list[str]:
+        """Return those of the images that say where they lie.
+
+        Args:
+            is_sparse: leave out images without chosen instances.
+        """
+        chosen = f"AND (image_id, run) IN (SELECT (image_id, run) FROM ({self._rows}))" if is_sparse else ""  # noqa: S608
+        sql = f"SELECT DISTINCT crs FROM exported_images WHERE {_IS_PLACED} {chosen} ORDER BY 1"  # noqa: S608  # nosec B608
+        with translated_sql_errors():
+            return [str(crs) for (crs,) in self._database.execute(sql).fetchall()]
 
     def count_unplaced(self) -> int:
         """Return how many images do not say where they lie."""

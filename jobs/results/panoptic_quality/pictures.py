@@ -11,7 +11,7 @@ from jobs.results.evaluation.rows import RunRows
 from jobs.results.image_lookup import ImageRecord
 from jobs.results.map_tables import read_rows
 from jobs.results.panoptic_quality.result import JudgedImage, PanopticEvaluation
-from jobs.results.panoptic_quality.truth import PanopticTruth, read_segment_png, segment_numbers
+from jobs.results.panoptic_quality.truth import PanopticTruth, known_size, read_segment_png, segment_numbers
 from pipeline.output.results import Results
 from pipeline.storage.storage import Storage
 
@@ -55,10 +55,10 @@ def draw_pictures(evaluation: PanopticEvaluation, truth: PanopticTruth, results:
         else:
             found = [segment_of_row(each) for each in read_rows(results, "panoptic", ImageRecord(**row))]
             wanted = segments_of_truth(truth, places[image.file_name], results.storage)
-            tally = image.tally
+            counts = image.counts
             sides = [
-                Side(f"truth: {tally.missed} missed", wanted),
-                Side(f"{evaluation.run}: {tally.right} right, {tally.wrong} wrong", found),
+                Side(f"truth: {counts.missed} missed", wanted),
+                Side(f"{evaluation.run}: {counts.right} right, {counts.wrong} wrong", found),
             ]
             pixels = side_by_side(read.pixels, sides, style)
         jpeg = encode_picture(pixels, "jpeg", quality=_JPEG_QUALITY)
@@ -73,7 +73,7 @@ def segments_of_truth(truth: PanopticTruth, place: int, storage: Storage) -> lis
         SpecError: its PNG cannot be used.
     """
     image = truth.images.images[place]
-    png = read_segment_png(truth.pngs[place], storage, (image.height, image.width), image=image.file_name)
+    png = read_segment_png(truth.pngs[place], storage, known_size(image), image=image.file_name)
     numbers = segment_numbers(png)
     drawn = []
     for segment in truth.segments[place]:

@@ -27,7 +27,7 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class Tally:
+class SegmentCounts:
     """Counts of segments of one category.
 
     right: found segments that match one of the truth. wrong: those that match none. missed: segments of the truth
@@ -39,9 +39,9 @@ class Tally:
     missed: int = 0
     iou: float = 0.0
 
-    def __add__(self, other: "Tally") -> "Tally":
+    def __add__(self, other: "SegmentCounts") -> "SegmentCounts":
         """Return both together."""
-        return Tally(
+        return SegmentCounts(
             self.right + other.right, self.wrong + other.wrong, self.missed + other.missed, self.iou + other.iou
         )
 
@@ -65,7 +65,7 @@ class Quality:
 
 def judge_segments(
     truth: Sequence[Segment], found: Sequence[Segment], shared: Mapping[tuple[int, int], int]
-) -> dict[int, Tally]:
+) -> dict[int, SegmentCounts]:
     """Match the segments of one image.
 
     Pixels of the found segment that are void in the truth do not count in an IoU. A found segment without a match is
@@ -80,7 +80,7 @@ def judge_segments(
     """
     of_truth = {segment.number: segment for segment in truth if not segment.is_crowd}
     of_found = {segment.number: segment for segment in found}
-    tallies: dict[int, Tally] = defaultdict(Tally)
+    all_counts: dict[int, SegmentCounts] = defaultdict(SegmentCounts)
     matched_truth, matched_found = set(), set()
     for (number, place), common in sorted(shared.items()):
         wanted, other = of_truth.get(number), of_found.get(place)
@@ -88,15 +88,15 @@ def judge_segments(
             continue
         iou = common / (wanted.area + other.area - common - shared.get((VOID, place), 0))
         if iou > MATCH_IOU:
-            tallies[wanted.label] += Tally(right=1, iou=iou)
+            all_counts[wanted.label] += SegmentCounts(right=1, iou=iou)
             matched_truth.add(number)
             matched_found.add(place)
     for number in of_truth.keys() - matched_truth:
-        tallies[of_truth[number].label] += Tally(missed=1)
+        all_counts[of_truth[number].label] += SegmentCounts(missed=1)
     for segment in found:
         if segment.number not in matched_found and not _is_ignored(segment, truth, shared):
-            tallies[segment.label] += Tally(wrong=1)
-    return dict(tallies)
+            all_counts[segment.label] += SegmentCounts(wrong=1)
+    return dict(all_counts)
 
 
 def _is_ignored(segment: Segment, truth: Sequence[Segment], shared: Mapping[tuple[int, int], int]) -> bool:
@@ -107,18 +107,18 @@ def _is_ignored(segment: Segment, truth: Sequence[Segment], shared: Mapping[tupl
     return ignored / segment.area > MOST_IGNORED
 
 
-def quality_of(tally: Tally) -> Quality:
+def quality_of(counts: SegmentCounts) -> Quality:
     """Return the quality of one category."""
-    weight = tally.right + 0.5 * tally.wrong + 0.5 * tally.missed
+    weight = counts.right + 0.5 * counts.wrong + 0.5 * counts.missed
     if not weight:
         return Quality(-1.0, -1.0, -1.0, 0)
-    mean_iou = tally.iou / tally.right if tally.right else 0.0
-    return Quality(tally.iou / weight, mean_iou, tally.right / weight, 1)
+    mean_iou = counts.iou / counts.right if counts.right else 0.0
+    return Quality(counts.iou / weight, mean_iou, counts.right / weight, 1)
 
 
-def mean_quality(tallies: Iterable[Tally]) -> Quality:
+def mean_quality(all_counts: Iterable[SegmentCounts]) -> Quality:
     """Return the mean over the categories that have a segment, in the truth or found; each weighs the same."""
-    each = [quality for quality in map(quality_of, tallies) if quality.categories]
+    each = [quality for quality in map(quality_of, all_counts) if quality.categories]
     if not each:
         return Quality(-1.0, -1.0, -1.0, 0)
     sums = [sum(values) / len(each) for values in zip(*((q.pq, q.sq, q.rq) for q in each), strict=True)]

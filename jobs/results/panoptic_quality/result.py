@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.results.panoptic_quality.quality import Quality, Tally, mean_quality, quality_of
+from jobs.results.panoptic_quality.quality import Quality, SegmentCounts, mean_quality, quality_of
 from jobs.results.panoptic_quality.truth import TruthCategory
 from jobs.terminal.html_table import html_line, html_table
 from pipeline.text import count_of
@@ -18,12 +18,12 @@ class JudgedImage:
     uri: str
     file_name: str
     status: str
-    tally: Tally
+    counts: SegmentCounts
 
     @property
     def mistakes(self) -> int:
         """How many segments are wrong or missed."""
-        return self.tally.wrong + self.tally.missed
+        return self.counts.wrong + self.counts.missed
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-able values."""
@@ -32,9 +32,9 @@ class JudgedImage:
             "uri": self.uri,
             "file_name": self.file_name,
             "status": self.status,
-            "right": self.tally.right,
-            "wrong": self.tally.wrong,
-            "missed": self.tally.missed,
+            "right": self.counts.right,
+            "wrong": self.counts.wrong,
+            "missed": self.counts.missed,
         }
 
 
@@ -42,15 +42,15 @@ class JudgedImage:
 class PanopticEvaluation:
     """The judgement of a run's panoptic segments.
 
-    categories, tallies: those that are scored, and the counts of each. images: how many were scored. segments: how many
-    segments of these categories the run has on them. worst: the images with most mistakes. missing: annotated images
-    without a row in the run, not scored. notes: sentences on what the numbers mean. truth: where the truth is.
+    categories, all_counts: those that are scored, and the counts of each. images: how many were scored. segments: how
+    many segments of these categories the run has on them. worst: the images with most mistakes. missing: annotated
+    images without a row in the run, not scored. notes: sentences on what the numbers mean. truth: where the truth is.
     """
 
     run: str
     truth: str
     categories: tuple[TruthCategory, ...]
-    tallies: tuple[Tally, ...]
+    all_counts: tuple[SegmentCounts, ...]
     images: int
     segments: int
     worst: tuple[JudgedImage, ...] = ()
@@ -60,18 +60,18 @@ class PanopticEvaluation:
     @property
     def qualities(self) -> Mapping[str, Quality]:
         """The means over all categories, over things and over stuff."""
-        pairs = list(zip(self.categories, self.tallies, strict=True))
+        pairs = list(zip(self.categories, self.all_counts, strict=True))
         return {
-            "all": mean_quality(tally for _, tally in pairs),
-            "things": mean_quality(tally for category, tally in pairs if category.is_thing),
-            "stuff": mean_quality(tally for category, tally in pairs if not category.is_thing),
+            "all": mean_quality(counts for _, counts in pairs),
+            "things": mean_quality(counts for category, counts in pairs if category.is_thing),
+            "stuff": mean_quality(counts for category, counts in pairs if not category.is_thing),
         }
 
     def category_rows(self) -> list[dict[str, Any]]:
         """Return of each category its name, its kind, its numbers and its counts."""
         rows = []
-        for category, tally in zip(self.categories, self.tallies, strict=True):
-            quality = quality_of(tally)
+        for category, counts in zip(self.categories, self.all_counts, strict=True):
+            quality = quality_of(counts)
             rows.append(
                 {
                     "name": category.name,
@@ -79,9 +79,9 @@ class PanopticEvaluation:
                     "PQ": quality.pq,
                     "SQ": quality.sq,
                     "RQ": quality.rq,
-                    "right": tally.right,
-                    "wrong": tally.wrong,
-                    "missed": tally.missed,
+                    "right": counts.right,
+                    "wrong": counts.wrong,
+                    "missed": counts.missed,
                 }
             )
         return rows

@@ -13,11 +13,12 @@ from jobs.results.evaluation.rows import RunRows
 from jobs.results.evaluation.run_images import MatchRule, RunImage, names_in
 from jobs.results.evaluation.truth import alike, listed
 from jobs.results.map_tables import check_table, rows_by_image
-from jobs.results.panoptic_quality.quality import VOID, Segment, Tally, judge_segments
+from jobs.results.panoptic_quality.quality import VOID, Segment, SegmentCounts, judge_segments
 from jobs.results.panoptic_quality.result import JudgedImage, PanopticEvaluation
 from jobs.results.panoptic_quality.truth import (
     PanopticTruth,
     check_panoptic,
+    known_size,
     read_panoptic_truth,
     read_segment_png,
     segment_numbers,
@@ -113,16 +114,16 @@ def judge_panoptic(
     judged = sorted(results.retry_moved(judge), key=lambda each: each.place)
     if is_strict and (flaws := _flaws(judged, truth, uri)):
         raise SpecError(f"{' '.join(flaws)} With --strict, flawed annotations are refused.")
-    tallies = [Tally()] * len(truth.categories)
+    all_counts = [SegmentCounts()] * len(truth.categories)
     for each in judged:
-        for label, tally in each.tallies.items():
-            tallies[label] += tally
+        for label, counts in each.all_counts.items():
+            all_counts[label] += counts
     found = sum((each.found for each in judged), Counter[str]())
     notes = [
         *stored.progress(),
         *_flaws(judged, truth, uri),
         *images.notes,
-        *_on_categories(truth, tallies, found, labels, uri, run=stored.name),
+        *_on_categories(truth, all_counts, found, labels, uri, run=stored.name),
     ]
     if truth.unannotated:
         notes.append(f"Not scored: {count_of(truth.unannotated, 'image')} of {uri} without an annotation.")
@@ -130,7 +131,7 @@ def judge_panoptic(
         run=stored.name,
         truth=uri,
         categories=tuple(truth.categories[label] for label in scored),
-        tallies=tuple(tallies[label] for label in scored),
+        all_counts=tuple(all_counts[label] for label in scored),
         images=len(judged),
         segments=sum(number for name, number in found.items() if _key(name) in labels and labels[_key(name)] in scored),
         worst=_worst(judged, scored, truth, rows, worst),
@@ -146,7 +147,7 @@ class _Judged:
 
     image_id: int
     place: int
-    tallies: dict[int, Tally]
+    all_counts: dict[int, SegmentCounts]
     found: Counter[str]
     absent: tuple[int, ...]
 
@@ -164,8 +165,9 @@ class _Work:
         image_id, rows = work
         place = self.places[image_id]
         image = self.truth.images.images[place]
-        size = self.rows[image_id].size or (image.height, image.width)
+        size = self.rows[image_id].size or known_size(image)
         png = read_segment_png(self.truth.pngs[place], self.storage, size, image=image.file_name)
+        size = (png.height, png.width)
         masks = decode_masks(pa.array([row["mask"] for row in rows], MASK_TYPE))
         if not masks.is_valid.all() or (masks.sizes != np.array(size)).any():
             raise InputError(
@@ -173,7 +175,8 @@ class _Work:
             )
         shared: Counter[tuple[int, int]] = Counter()
         for top, band in label_bands(masks.runs(), size):
-            numbers = segment_numbers(png[top : top + len(band)]).astype(np.int64)
+            strip = png.crop((0, top, size[1], top + len(band)))
+            numbers = segment_numbers(strip).astype(np.int64)
             pairs, counts = np.unique((numbers << _FOUND_BITS) | band, return_counts=True)
             for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
                 shared[pair >> _FOUND_BITS, pair & ((1 << _FOUND_BITS) - 1)] += count
@@ -254,7 +257,7 @@ def _flaws(judged: "Sequence[_Judged]", truth: PanopticTruth, uri: str) -> list[
 
 def _on_categories(
     truth: PanopticTruth,
-    tallies: Sequence[Tally],
+    all_counts: Sequence[SegmentCounts],
     found: Mapping[str, int],
     labels: Mapping[str, int],
     uri: str,
@@ -287,8 +290,8 @@ def _on_categories(
     found_keys = {_key(name) for name in found}
     lost = [
         name
-        for name, tally in zip(names, tallies, strict=True)
-        if tally.missed and not tally.right and _key(name) not in found_keys
+        for name, counts in zip(names, all_counts, strict=True)
+        if counts.missed and not counts.right and _key(name) not in found_keys
     ]
     if lost:
         sentences.append(
@@ -308,10 +311,10 @@ def _worst(
     """Return the images with most mistakes; of equally many, the one with fewer right segments first."""
     images = []
     for each in judged:
-        tally = sum((each.tallies[label] for label in scored if label in each.tallies), Tally())
+        counts = sum((each.all_counts[label] for label in scored if label in each.all_counts), SegmentCounts())
         row = rows[each.image_id]
         image = truth.images.images[each.place]
-        images.append(JudgedImage(row.image_id, row.uri, image.file_name, row.status, tally))
+        images.append(JudgedImage(row.image_id, row.uri, image.file_name, row.status, counts))
     with_some = [image for image in images if image.mistakes]
-    with_some.sort(key=lambda image: (-image.mistakes, image.tally.right, image.uri))
+    with_some.sort(key=lambda image: (-image.mistakes, image.counts.right, image.uri))
     return tuple(with_some[:limit])

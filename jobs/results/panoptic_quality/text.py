@@ -43,7 +43,7 @@ def _numbers(quality: Quality) -> tuple[str, str, str]:
 
 
 def _counts(image: JudgedImage) -> tuple[str, str, str]:
-    return f"{image.tally.wrong:,}", f"{image.tally.missed:,}", f"{image.tally.right:,}"
+    return f"{image.counts.wrong:,}", f"{image.counts.missed:,}", f"{image.counts.right:,}"
 
 
 def _category_cells(evaluation: PanopticEvaluation) -> Iterator[tuple[str, ...]]:
@@ -102,6 +102,6 @@ def _sections(evaluation: PanopticEvaluation, pictures: Sequence[Picture]) -> It
         return
     yield "<p>Those with most segments that are wrong or missed: left the truth, right the run.</p>"
     for picture in pictures:
-        tally = picture.image.tally
-        said = f"{picture.image.uri}: {tally.wrong:,} wrong, {tally.missed:,} missed, {tally.right:,} right"
+        counts = picture.image.counts
+        said = f"{picture.image.uri}: {counts.wrong:,} wrong, {counts.missed:,} missed, {counts.right:,} right"
         yield figure(picture.jpeg, said + (f"; {picture.problem}" if picture.problem else ""))

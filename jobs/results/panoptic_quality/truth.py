@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL.Image import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from htc_model.training.annotations import CocoAnnotations, ImageAnnotations
@@ -49,6 +50,11 @@ class PanopticTruth:
     pngs: tuple[str, ...]
     segments: tuple[tuple[TruthSegment, ...], ...]
     unannotated: int
+
+
+def known_size(image: ImageAnnotations) -> tuple[int, int] | None:
+    """Return an image's (height, width) in pixels; None where neither the file nor the run says it."""
+    return (image.height, image.width) if image.height else None
 
 
 def check_panoptic(document: Any, uri: str) -> None:
@@ -143,24 +149,31 @@ def _read_segments(found: Sequence[Any], labels: Mapping[Any, int], where: str) 
     segments = []
     seen: set[int] = set()
     for each in found:
-        number = each.get("id") if isinstance(each, Mapping) else None
-        if not isinstance(number, int) or number == VOID or number in seen:
+        number = _whole(each.get("id")) if isinstance(each, Mapping) else None
+        if number in {None, VOID, *seen}:
             raise SpecError(f"{where} has a segment without an id of its own above 0 in segments_info: {each!r}.")
-        if each.get("category_id") not in labels:
+        category = each.get("category_id")
+        if not isinstance(category, int | float | str) or category not in labels:
             raise SpecError(
-                f"{where}: segment {number} is of the category {each.get('category_id')}, which the list categories "
-                "does not have."
+                f"{where}: segment {number} is of the category {category}, which the list categories does not have."
             )
         seen.add(number)
-        segments.append(TruthSegment(number, labels[each["category_id"]], bool(each.get("iscrowd", 0))))
+        segments.append(TruthSegment(number, labels[category], bool(each.get("iscrowd", 0))))
     return segments
 
 
-def read_segment_png(uri: str, storage: Storage, size: tuple[int, int], *, image: str) -> NDArray[np.uint8]:
-    """Read a PNG of segments, [H, W, 3] uint8; `segment_numbers` makes numbers of its colours.
+def _whole(number: Any) -> int | None:
+    """Return a whole number, which a file may write as a decimal; None for anything else."""
+    if isinstance(number, float) and number.is_integer():
+        return int(number)
+    return number if isinstance(number, int) else None
+
+
+def read_segment_png(uri: str, storage: Storage, size: tuple[int, int] | None, *, image: str) -> Image:
+    """Read a PNG of segments, as RGB; `segment_numbers` makes numbers of its colours.
 
     Args:
-        size: (height, width) that it must have, in pixels.
+        size: (height, width) that it must have, in pixels; None where that is not known.
         image: names the image in messages.
 
     Raises:
@@ -178,18 +191,20 @@ def read_segment_png(uri: str, storage: Storage, size: tuple[int, int], *, image
     try:
         # Not `Image.open`, which refuses large images: the run has decoded one of this size.
         with PngImageFile(io.BytesIO(payload)) as png:
-            if (png.height, png.width) != size:
+            if size is not None and (png.height, png.width) != size:
                 raise SpecError(
                     f"{uri} has {png.width} x {png.height} pixels, and its image {image} {size[1]} x {size[0]}; the "
                     "segments cannot be compared."
                 )
-            return np.asarray(png.convert("RGB"))
+            png.load()
+            # Not a second picture: one of 400 megapixels has 1.6 GB.
+            return png if png.mode == "RGB" else png.convert("RGB")
     except (OSError, SyntaxError, ValueError) as error:
         raise SpecError(f"{uri} is not a PNG of segments: {error}.") from error
 
 
-def segment_numbers(colours: NDArray[np.uint8]) -> NDArray[np.int32]:
-    """Return the numbers of segments of colours [..., 3]: red + 256 green + 65536 blue."""
-    wide = colours.astype(np.int32)
+def segment_numbers(picture: Image) -> NDArray[np.int32]:
+    """Return the numbers [H, W] of the segments of an RGB picture: red + 256 green + 65536 blue."""
+    wide = np.asarray(picture).astype(np.int32)
     numbers: NDArray[np.int32] = wide[..., 0] | (wide[..., 1] << 8) | (wide[..., 2] << 16)
     return numbers

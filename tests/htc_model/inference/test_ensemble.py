@@ -29,7 +29,7 @@ def other_of(config: ModelConfig, *, scale: float = 0.03, **changes: Any) -> HTC
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in network.roi_head.parameters():
-            parameter += scale * parameter.std().nan_to_num(0) * torch.randn(parameter.shape, generator=generator)
+            parameter.add_(scale * parameter.std().nan_to_num(0) * torch.randn(parameter.shape, generator=generator))
     return network.eval()
 
 

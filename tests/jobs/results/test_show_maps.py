@@ -74,9 +74,15 @@ def test_maps_are_drawn(htc: Htc, run: PanopticRun, tmp_path: Path, kind: str) -
     original = np.asarray(Image.open(run.photos / "b.png").resize((480, 240)))
     expected = original * 0.4 + np.array(stuff_colour("tree")) * 0.6
     np.testing.assert_allclose(drawn["b.png"][120, 50:430], expected[120, 50:430], atol=4)
-    # The dog's outline in its palette, where things are drawn as such.
-    outline = np.abs(drawn["a.png"].astype(int) - colour_of("dog")).max(axis=2) < 25
-    assert outline.any() == (kind == "panoptic")
+    # The dog is in its colour in both: with an outline where things are drawn as such, else as a region.
+    near = np.abs(drawn["a.png"].astype(int) - colour_of("dog")).max(axis=2) < 25
+    dog = np.zeros((360, 480), bool)
+    dog[120:240, 120:360] = True
+    assert near[dog].any()
+    middle = drawn["a.png"][180, 240].astype(int)
+    image = np.asarray(Image.open(run.photos / "a.png").resize((480, 360)))[180, 240].astype(int)
+    share = 0.38 if kind == "panoptic" else 0.6
+    np.testing.assert_allclose(middle, image * (1 - share) + np.array(colour_of("dog")) * share, atol=4)
 
 
 def size_of(path: Path) -> tuple[int, int]:
@@ -139,3 +145,13 @@ def test_a_truth_of_instances_is_refused(htc: Htc, run: PanopticRun, tmp_path: P
     code, _, err = htc("show", run.uri, "--to", str(tmp_path / "x"), "--panoptic", "--truth", str(truth))
     assert code == 2
     assert "not in COCO's panoptic format" in err
+
+
+def test_a_damaged_segment_is_left_out_and_named(htc: Htc, tmp_path: Path) -> None:
+    run = panoptic_run(tmp_path, FOUND, TRUTH, damaged=["a.png"], failed=["b.png"])
+    arguments = ["--panoptic", "--status", "ok", "--status", "unreadable"]
+    code, out, err = htc("show", run.uri, "--to", str(tmp_path / "x"), *arguments)
+    assert code == 1
+    assert "a.png, segment 2 (sky-other): its mask's run lengths cannot be read" in err
+    # Two of three segments, and the failed image without any.
+    assert [line.split()[:2] for line in out.splitlines() if ".png" in line] == [["a.png", "2"], ["b.png", "0"]]

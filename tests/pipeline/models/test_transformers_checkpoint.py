@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ModelError
+from pipeline.job_spec.job import ModelSection
 from pipeline.models import transformers_models
 from pipeline.models.adapters import ADAPTERS
+from pipeline.models.identity import fingerprint_of
 from pipeline.models.transformers_checkpoint import check_name, find_checkpoint
 from tests.support.builders.tiny_transformers import save_checkpoint
 from tests.support.paths import ROOT
@@ -166,6 +168,22 @@ def test_processors_that_are_not_understood(
     )
     with pytest.raises(ModelError, match=words):
         transformers_models.make(str(folder))
+
+
+@pytest.mark.parametrize("weights", ["default", "untrained", "model.safetensors"])
+@pytest.mark.parametrize("changed", ["config.json", "preprocessor_config.json", "model.safetensors"])
+def test_the_fingerprint_is_of_all_files(weights: str, changed: str, checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for path in checkpoint.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    chosen = str(folder / weights) if "." in weights else weights
+    section = ModelSection.model_validate({"factory": f"transformers:{folder}", "weights": chosen})
+    before = fingerprint_of(section)
+    with (folder / changed).open("ab") as file:
+        file.write(b" ")
+    is_used = weights != "untrained" or changed != "model.safetensors"
+    assert (fingerprint_of(section) != before) == is_used
 
 
 def test_the_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Images that are cut into tiles, through a worker: one row for each image, objects once, bounded memory."""
 
+import itertools
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -196,7 +197,7 @@ def test_two_shards_of_tiled_images_with_too_little_memory_for_one(tmp_path: Pat
     def process(index: int) -> None:
         try:
             bench.process(paths[3 * index : 3 * index + 3], index=index)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - carried over to the test, whatever it is
             errors.append(error)
 
     threads = [threading.Thread(target=process, args=(index,)) for index in (0, 1)]
@@ -230,7 +231,7 @@ def test_all_tiles_have_one_size_and_cover_the_image() -> None:
         assert covered.all()
         assert len({tuple(box) for box in grid}) == len(grid)
         for begins in (grid.tops, grid.lefts):
-            assert all(0 < after - before <= SIDE - 16 for before, after in zip(begins, begins[1:], strict=False))
+            assert all(0 < after - before <= SIDE - 16 for before, after in itertools.pairwise(begins))
 
 
 def test_a_hang_of_several_tiles_names_their_image_once() -> None:

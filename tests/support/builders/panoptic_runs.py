@@ -4,8 +4,8 @@ Each letter is a block of BLOCK x BLOCK pixels, so that shares of pixels are tho
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +66,16 @@ def panoptic_run(
     tables: Sequence[str] = ("panoptic", "semantic"),
     run: str = "night",
     shard_images: int = 2,
+    failed: Collection[str] = (),
+    damaged: Collection[str] = (),
 ) -> PanopticRun:
     """Write images, a run's tables and a truth.
 
     Args:
         found, truth: by an image's name the lines of its map.
         tables: which the run has besides `images` and `instances`.
+        failed: names of images that could not be read. damaged: of images whose last segment and region have a mask
+            that cannot be read.
     """
     photos = folder / "photos"
     for name, lines in found.items():
@@ -90,7 +94,11 @@ def panoptic_run(
         maps: dict[str, list[Any]] = {table: [] for table in tables}
         for ref in opened.read_shard(shard).images:
             _, version = fetch_image(ref, storage)
-            lines = drawn(found[str(Path(ref.uri).relative_to(photos))])
+            name = str(Path(ref.uri).relative_to(photos))
+            if name in failed:
+                images.append(build_image_row(ref, shard=shard, model="m", status="unreadable", error="it is empty"))
+                continue
+            lines = drawn(found[name])
             rows = _rows(ref, lines)
             row = build_image_row(
                 ref, shard=shard, model="m", size=lines.shape, instances=len(rows["instances"]), read=version
@@ -98,6 +106,8 @@ def panoptic_run(
             images.append(row)
             instances += rows["instances"]
             for table in tables:
+                if name in damaged:
+                    rows[table][-1] = replace(rows[table][-1], mask={"size": list(lines.shape), "counts": "7"})
                 maps[table] += rows[table]
         commit_shard(storage, opened.output_uri, opened.name, shard, images, instances, maps=maps)  # type: ignore[arg-type]
     opened.close()

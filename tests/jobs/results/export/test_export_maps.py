@@ -170,3 +170,12 @@ def test_a_run_without_the_table_says_how_to_get_it(htc: Htc, tmp_path: Path, ch
     assert f"Run night has no {table} table" in err
     assert f"run again with --{table}" in err
     assert not (tmp_path / "to").exists()
+
+
+@pytest.mark.parametrize("chosen", ["coco-panoptic", "semantic-png"])
+def test_a_damaged_mask_is_named_and_nothing_is_left(htc: Htc, tmp_path: Path, chosen: str) -> None:
+    run = panoptic_run(tmp_path, FOUND, TRUTH, damaged=["a/one.jpg"])
+    code, out, err = htc("export", run.uri, "--format", chosen, "--to", str(tmp_path / "to"))
+    assert (code, out) == (2, "")
+    assert "a/one.jpg: a mask of its map is damaged" in err
+    assert not (tmp_path / "to").exists()

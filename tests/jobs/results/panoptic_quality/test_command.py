@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import htc_batch
 from jobs.results.panoptic_quality import evaluate_panoptic
 from tests.jobs.results.panoptic_quality.conftest import FOUND, QUALITIES, TRUTH
 from tests.support.builders.panoptic_runs import PanopticRun, drawn, panoptic_run, write_segment_png
@@ -35,7 +36,7 @@ def test_the_numbers_are_those_worked_out_by_hand(shared_run: PanopticRun) -> No
         assert quality.categories == len(names)
     assert (found.images, found.segments, found.missing, found.notes) == (3, 9, (), ())
     # One dog missed and one tree wrong in a.png; no mistake in the others.
-    assert [(image.file_name, image.mistakes, image.tally.right) for image in found.worst] == [("a.png", 2, 2)]
+    assert [(image.file_name, image.mistakes, image.counts.right) for image in found.worst] == [("a.png", 2, 2)]
 
 
 def test_every_format_has_the_numbers(htc: Htc, shared_run: PanopticRun) -> None:
@@ -57,6 +58,14 @@ def test_every_format_has_the_numbers(htc: Htc, shared_run: PanopticRun) -> None
     assert page.startswith("<!DOCTYPE html>")
     assert f"{100 * mean(list(QUALITIES))[0]:.1f}" in page
     assert page.count("<figure>") == 1
+
+
+def test_python_gives_the_numbers_of_the_command(htc: Htc, shared_run: PanopticRun) -> None:
+    found = htc_batch.evaluate_panoptic(shared_run.uri, str(shared_run.truth), "night", worst=0)
+    document = json.loads(htc("evaluate", shared_run.uri, str(shared_run.truth), "--panoptic", "--json")[1])
+    assert found.to_dict() == {**document, "worst": []}
+    assert "all PQ 0.717" in repr(found)
+    assert "<table>" in found._repr_html_()
 
 
 def test_a_folder_gets_the_page_the_numbers_and_the_worst_images(
@@ -98,6 +107,8 @@ FILES: dict[str, Callable[[Path], object]] = {
 DOCUMENTS: dict[str, Callable[[dict[str, Any]], object]] = {
     "unknown segment": lambda document: document["annotations"][0]["segments_info"].pop(),
     "unknown category": lambda document: document["annotations"][0]["segments_info"][0].update(category_id=77),
+    "a list as category": lambda document: document["annotations"][0]["segments_info"][0].update(category_id=[1]),
+    "a text as id": lambda document: document["annotations"][0]["segments_info"][0].update(id="115000"),
     "two of one id": lambda document: document["annotations"][0]["segments_info"].extend(
         document["annotations"][0]["segments_info"][:1]
     ),
@@ -117,6 +128,8 @@ DOCUMENTS: dict[str, Callable[[dict[str, Any]], object]] = {
         ("another size", "a.png has 24 x 24 pixels, and its image a.png 48 x 48"),
         ("unknown segment", "which segments_info of a.png does not list"),
         ("unknown category", "is of the category 77, which the list categories does not have"),
+        ("a list as category", "is of the category [1], which the list categories does not have"),
+        ("a text as id", "without an id of its own"),
         ("two of one id", "without an id of its own"),
         ("unknown image", "an annotation is of the image 99"),
         ("instances", "is not in COCO's panoptic format"),
@@ -134,6 +147,23 @@ def test_a_truth_that_cannot_be_scored_is_one_sentence(htc: Htc, own_run: Panopt
     assert (code, out) == (2, "")
     assert words in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_without_the_flag_things_are_scored_and_the_flag_is_named(htc: Htc, shared_run: PanopticRun) -> None:
+    code, out, err = htc("evaluate", shared_run.uri, str(shared_run.truth))
+    assert code == 0
+    assert "AP50" in out
+    assert "stuff is not" in err
+    assert "--panoptic scores things and stuff" in err
+
+
+def test_ids_written_as_decimals_are_read(own_run: PanopticRun) -> None:
+    before = evaluate_panoptic(own_run.uri, str(own_run.truth)).qualities
+    for annotation in own_run.document["annotations"]:
+        annotation["image_id"] = float(annotation["image_id"])
+        for segment in annotation["segments_info"]:
+            segment |= {"id": float(segment["id"]), "category_id": float(segment["category_id"])}
+    assert evaluate_panoptic(own_run.uri, str(own_run.rewrite())).qualities == before
 
 
 def test_a_run_without_the_table_says_how_to_get_it(htc: Htc, tmp_path: Path) -> None:
@@ -179,9 +209,25 @@ def test_segments_without_a_pixel_are_missed_and_refused_when_strict(htc: Htc, o
 
 
 def test_an_image_without_segments_and_a_failed_one_count_as_missed(tmp_path: Path) -> None:
-    run = panoptic_run(tmp_path, {**FOUND, "d.png": ["...."]}, {**TRUTH, "d.png": ["dddd"]})
-    rows: dict[str, Any] = {row["name"]: row for row in evaluate_panoptic(run.uri, str(run.truth)).category_rows()}
-    assert rows["dog"]["missed"] == 2
+    truth = {**TRUTH, "d.png": ["dddd"], "e.png": ["ddee"]}
+    run = panoptic_run(tmp_path, {**FOUND, "d.png": ["...."], "e.png": ["ddee"]}, truth, failed=["e.png"])
+    for image in run.document["images"]:
+        # Of the failed image neither the run nor the file says the size.
+        del image["height"], image["width"]
+    run.rewrite()
+    found = evaluate_panoptic(run.uri, str(run.truth))
+    rows: dict[str, Any] = {row["name"]: row for row in found.category_rows()}
+    # One in a.png, one in d.png, two in e.png.
+    assert rows["dog"]["missed"] == 4
+    assert found.images == 5
+    assert {image.file_name: image.status for image in found.worst}["e.png"] == "unreadable"
+
+
+def test_a_damaged_mask_is_named(htc: Htc, tmp_path: Path) -> None:
+    run = panoptic_run(tmp_path, FOUND, TRUTH, damaged=["b.png"])
+    code, out, err = htc("evaluate", run.uri, str(run.truth), "--panoptic")
+    assert (code, out) == (2, "")
+    assert "b.png: a mask of its panoptic segments is damaged" in err
 
 
 def test_large_maps_are_judged_in_bands(shared_run: PanopticRun, monkeypatch: pytest.MonkeyPatch) -> None:
