@@ -237,8 +237,9 @@ class Segmenter:
         self.device = device
         self.precision = precision or PrecisionChoice("fp32", "by default")
         self.fast = fast or FastChoice(None, "")
-        has_map = wants_semantic and not isinstance(model, CheckedModel)
-        self.semantic_classes = semantic_classes(model.config) if has_map else ()
+        self.semantic_classes = (
+            () if isinstance(model, CheckedModel) or not wants_semantic else semantic_classes(model.config)
+        )
         self._wants_semantic = wants_semantic
         self._encoder = encoder
         beside = [PresetPixels(config) for config in model.configs[1:]] if isinstance(model, WholeImageModel) else ()
