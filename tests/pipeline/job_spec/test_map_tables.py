@@ -64,3 +64,22 @@ def test_a_box_only_network_has_no_segments() -> None:
 def test_other_values_are_refused() -> None:
     with pytest.raises(SpecError, match=r"model\.semantic must be true or false"):
         spec_with(semantic="all")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"model.ensemble": {"members": ["htc_r50_fpn", "htc_r101_fpn"]}}, "an ensemble gives no map"),
+        ({"model.factory": "package.module:function"}, "package.module:function gives no map"),
+        ({"tiles": "auto"}, "tiles and model.semantic exclude each other"),
+    ],
+    ids=["ensemble", "factory", "tiles"],
+)
+def test_what_gives_no_map_is_refused_in_one_sentence(values: dict[str, Any], words: str) -> None:
+    plain = {"input.uri": "in", "output.uri": "out", **values}
+    load_spec(None, plain)
+    with pytest.raises(SpecError) as caught:
+        load_spec(None, {**plain, "model.semantic": True})
+    assert words in str(caught.value)
+    assert "leave" in str(caught.value)
+    assert "\n" not in str(caught.value)
