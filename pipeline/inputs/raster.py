@@ -121,7 +121,9 @@ class Raster:
         distinct = list(dict.fromkeys(bands))
         with self._reading():
             found = self._context.run(self._dataset.read, distinct, **self._options(place, len(distinct), shape))
-        return np.moveaxis(found[[distinct.index(band) for band in bands]], 0, -1)
+        if len(distinct) < len(bands):
+            found = found[[distinct.index(band) for band in bands]]
+        return np.moveaxis(found, 0, -1)
 
     def mask(self, bands: Sequence[int], place: Place, *, shape: tuple[int, int] | None = None) -> NDArray[np.bool_]:
         """Return which pixels hold data, by the no-data value, the alpha band or the mask in the file."""
