@@ -33,6 +33,7 @@ __all__ = [
     "Georeference",
     "WindowedImage",
     "check_window",
+    "is_named_tiff",
     "open_windows",
 ]
 
@@ -75,7 +76,7 @@ def open_windows(
     try:
         payload, read = fetch_image(ref, storage, max_bytes=max_bytes)
     except ImageError as error:
-        raise error if is_installed or suffix_of(ref.uri) not in _TIFF_SUFFIXES else _needs_package(error) from error
+        raise error if is_installed or not is_named_tiff(ref) else _needs_package(error) from error
     if is_installed and (found := _open_tiff(PayloadRanges(payload), rule, max_pixels, max_bytes)) is not None:
         return found, replace(read, georeference=found.georeference)
     try:
@@ -87,6 +88,11 @@ def open_windows(
         pixels[~valid] = FILL_COLOR
     whole = ArrayWindows(pixels, valid=valid, georeference=georeference)
     return whole, replace(read, georeference=georeference)
+
+
+def is_named_tiff(ref: ImageRef) -> bool:
+    """Return whether an image's name is that of a TIFF."""
+    return suffix_of(ref.uri.partition("::")[0] if ref.container else ref.uri) in _TIFF_SUFFIXES
 
 
 def _open_tiff(ranges: ByteRanges, rule: BandRule, max_pixels: int, max_bytes: int | None) -> TiffWindows | None:
@@ -105,8 +111,8 @@ def _find_stored(ref: ImageRef, storage: Storage) -> tuple[StoredRanges, ReadVer
     Of a remote file the name decides, as asking for its first bytes would cost every JPEG a request. A member of a tar
     that has changed since it was listed is left to `fetch_image`, which finds it anew.
     """
-    is_named = suffix_of(ref.uri.partition("::")[0] if ref.container else ref.uri) in _TIFF_SUFFIXES
-    if ref.problem is not None or ref.row is not None or not (is_named or is_local(ref.container or ref.uri)):
+    is_looked_for = is_named_tiff(ref) or is_local(ref.container or ref.uri)
+    if ref.problem is not None or ref.row is not None or not is_looked_for:
         return None
     info = storage.stat(ref.container or ref.uri)
     if info.bytes is None:

@@ -1,5 +1,6 @@
 """Reads the images of a run again, to draw on them: only the very version that was segmented."""
 
+import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -16,14 +17,16 @@ from jobs.results.drawing.overlay import Overlay, render_overlay, with_note
 from jobs.results.drawing.style import Style
 from pipeline.errors import HtcError, ImageError, InputError, NotFoundError, SpecError
 from pipeline.inputs.decode import DEFAULT_MAX_PIXELS, decode_image
-from pipeline.inputs.formats.bands import rule_of
+from pipeline.inputs.formats.bands import BandRule, rule_of
 from pipeline.inputs.read import fetch_image
+from pipeline.inputs.tiff_windows import TiffWindows
+from pipeline.inputs.windows import is_named_tiff, open_windows
 from pipeline.output.layout import run_folder
 from pipeline.planning.manifest import Manifest, ManifestReader
 from pipeline.storage.uris import display_uri, join
 
 if TYPE_CHECKING:
-    from pipeline.inputs.image_ref import ImageRef
+    from pipeline.inputs.image_ref import ImageRef, ReadVersion
     from pipeline.output.results import Results
 
 # A tile for an image whose size is not known.
@@ -38,7 +41,8 @@ class ReadImage:
     """An image of a run.
 
     uri: its name.
-    pixels: [H, W, 3] uint8 RGB, upright; None if it cannot be shown: instances are never drawn over another picture.
+    pixels: [H, W, 3] uint8 RGB, upright; None if it cannot be shown: instances are never drawn over another picture. Of
+        a large image a reduced copy, where the reader makes one.
     problem: why it cannot be shown, or has no instances; None if all is well.
     width, height: in pixels, of the run; those of a tile if the run never decoded it.
     """
@@ -55,10 +59,13 @@ class ImageReader:
 
     Args of the constructor:
         results: the output; its storage reads the images, wherever they are.
+        largest_side: a TIFF of more than DEFAULT_MAX_PIXELS pixels, which only a run with tiles has segmented, is read
+            as a reduced copy with sides of at most so many pixels; None reads the whole image.
     """
 
-    def __init__(self, results: "Results") -> None:
+    def __init__(self, results: "Results", *, largest_side: int | None = None) -> None:
         self._results = results
+        self._largest_side = largest_side
         self._records = {record.run: record for record in results.records}
         self._lock = threading.Lock()
         self._refs: OrderedDict[tuple[str, int], dict[str, ImageRef]] = OrderedDict()
@@ -85,18 +92,18 @@ class ImageReader:
             reason = f"{image['status']}: {image['error']}" if is_failed else _one_line(error, uri)
             return ReadImage(uri, None, reason, width, height)
         problem = None if image["status"] == "ok" else f"{image['status']}: {image['error']}"
-        return ReadImage(uri, pixels, problem, pixels.shape[1], pixels.shape[0])
+        if image["width"] is None:
+            width, height = pixels.shape[1], pixels.shape[0]
+        return ReadImage(uri, pixels, problem, width, height)
 
     def _read(self, image: Mapping[str, Any]) -> NDArray[np.uint8]:
-        payload, version = fetch_image(self._locate(image), self._results.storage)
-        etag, size = image["etag"], image["bytes"]
-        if etag is not None and version.etag is not None:
-            if etag != version.etag:
-                raise InputError("the image has changed since the run")
-        elif size is not None and size != version.bytes:
-            raise InputError(f"the image has changed since the run: it had {size} bytes and has {version.bytes}")
-        width, height = image["width"], image["height"]
+        ref = self._locate(image)
         rule = rule_of(self._records[str(image["run"])].spec.get("input", {}))
+        if (reduced := self._read_reduced(image, ref, rule)) is not None:
+            return reduced
+        payload, version = fetch_image(ref, self._results.storage)
+        _check_version(image, version)
+        width, height = image["width"], image["height"]
         if width is None:
             return decode_image(payload, max_pixels=DEFAULT_MAX_PIXELS, rule=rule)
         changed = f"the image has changed since the run: it had {width} x {height} pixels and has "
@@ -108,6 +115,21 @@ class ImageReader:
         if (width, height) != (pixels.shape[1], pixels.shape[0]):
             raise InputError(f"{changed}{pixels.shape[1]} x {pixels.shape[0]}")
         return pixels
+
+    def _read_reduced(self, image: Mapping[str, Any], ref: "ImageRef", rule: BandRule) -> NDArray[np.uint8] | None:
+        """Read a reduced copy of a large TIFF; None for any other image."""
+        width, height = image["width"] or 0, image["height"] or 0
+        if self._largest_side is None or width * height <= DEFAULT_MAX_PIXELS or not is_named_tiff(ref):
+            return None
+        opened, version = open_windows(ref, self._results.storage, max_pixels=DEFAULT_MAX_PIXELS, rule=rule)
+        with contextlib.closing(opened):
+            _check_version(image, version)
+            if opened.size != (height, width):
+                raise InputError(
+                    f"the image has changed since the run: it had {width} x {height} pixels and has "
+                    f"{opened.size[1]} x {opened.size[0]}"
+                )
+            return opened.read_downsampled(self._largest_side) if isinstance(opened, TiffWindows) else None
 
     def _locate(self, image: Mapping[str, Any]) -> "ImageRef":
         """Find in the run's manifest where the image's bytes are."""
@@ -130,6 +152,20 @@ class ImageReader:
         return {display_uri(ref.uri): ref for ref in refs}
 
 
+def _check_version(image: Mapping[str, Any], version: "ReadVersion") -> None:
+    """Refuse an image that is not the version that was segmented.
+
+    Raises:
+        InputError: it is not.
+    """
+    etag, size = image["etag"], image["bytes"]
+    if etag is not None and version.etag is not None:
+        if etag != version.etag:
+            raise InputError("the image has changed since the run")
+    elif size is not None and size != version.bytes:
+        raise InputError(f"the image has changed since the run: it had {size} bytes and has {version.bytes}")
+
+
 def draw_run_image(
     image: ReadImage, instances: Sequence[DrawnInstance], style: Style | None = None
 ) -> NDArray[np.uint8]:
@@ -147,7 +183,12 @@ def render_run_image(image: ReadImage, instances: Sequence[DrawnInstance], style
     if image.pixels is None:
         width, height = style.drawn_size(image.width, image.height)
         return Overlay(grey_tile(width, height, image.problem or ""), 0, {})
-    drawn = render_overlay(image.pixels, instances, style)
+    size = (image.height, image.width)
+    if image.pixels.shape[:2] != size:
+        # No larger than what was read.
+        side = max(image.pixels.shape[:2])
+        style = replace(style, long_side=min(style.long_side or side, side))
+    drawn = render_overlay(image.pixels, instances, style, image_size=size)
     return drawn if image.problem is None else replace(drawn, pixels=with_note(drawn.pixels, image.problem, style))
 
 

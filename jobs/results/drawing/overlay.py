@@ -51,12 +51,17 @@ def draw_overlay(
 
 
 def render_overlay(
-    pixels: NDArray[np.uint8], instances: Sequence[DrawnInstance], style: Style | None = None
+    pixels: NDArray[np.uint8],
+    instances: Sequence[DrawnInstance],
+    style: Style | None = None,
+    *,
+    image_size: tuple[int, int] | None = None,
 ) -> Overlay:
     """Draw instances over a copy of an image.
 
     Args:
         pixels: [H, W, 3] uint8 RGB.
+        image_size: the (height, width) of the image to which the instances belong, where `pixels` is a reduced copy.
         instances: in any order; the largest are drawn first, so that small ones stay visible, and the most confident
             are labelled first. One whose mask is damaged is left out, and a line of text on the picture says so.
         style: None for the default one.
@@ -65,11 +70,11 @@ def render_overlay(
         The picture, of the image's size unless the style asks for another one.
     """
     style = style or Style()
-    height, width = pixels.shape[:2]
+    height, width = image_size or pixels.shape[:2]
     masks = Masks(instances, height, width)
     drawn_width, drawn_height = style.drawn_size(width, height)
     canvas = Image.fromarray(np.ascontiguousarray(pixels))
-    if (drawn_width, drawn_height) != (width, height):
+    if (drawn_width, drawn_height) != canvas.size:
         canvas = canvas.resize((drawn_width, drawn_height), Image.Resampling.LANCZOS, reducing_gap=3.0)
     scale = (drawn_width / width, drawn_height / height)
     boxes = _boxes(instances, masks, scale)
