@@ -32,6 +32,7 @@ class WorkerReport(NamedTuple):
     batch_images, batch_slots: images in the batches that ran, and how many they had room for.
     memory_bytes: resident memory of the process.
     gpu_share: how busy the whole GPU is, 0 to 1; None without NVML. gpu_bytes: its memory that this process holds.
+    tiles_done, tiles_total: of the images that are being cut into tiles now.
     """
 
     seconds: tuple[float, ...]
@@ -43,6 +44,8 @@ class WorkerReport(NamedTuple):
     memory_bytes: int = 0
     gpu_share: float | None = None
     gpu_bytes: int = 0
+    tiles_done: int = 0
+    tiles_total: int = 0
 
 
 @dataclass(frozen=True)

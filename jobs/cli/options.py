@@ -105,6 +105,16 @@ class JobFlags:
         ),
         SpecKey("model.augment"),
     ] = None
+    tiles: Annotated[
+        str | None,
+        typer.Option(
+            "--tiles",
+            metavar="SIDE[:OVERLAP]|auto|none",
+            help="Cut images larger than SIDE pixels into tiles, and join what their borders cut; auto: 1024:128, only "
+            "beyond 4096 pixels. [default: none]",
+        ),
+        SpecKey("tiles"),
+    ] = None
     suppression: Annotated[
         str | None,
         typer.Option(

@@ -34,6 +34,8 @@ class LiveWorkersPart(BaseModel):
     max_memory_bytes: int = 0
     gpu_bytes: int = 0
     gpu_share: float | None = None
+    tiles_done: int = 0
+    tiles_total: int = 0
     rows: tuple[WorkerRow, ...] = ()
 
 

@@ -145,6 +145,8 @@ def _workers(live: LivePart) -> str:
         parts.append(f"{workers.images_per_s / ready:.2f} images/s each")
     if workers.batch_fill is not None:
         parts.append(f"batches {workers.batch_fill:.0%} full")
+    if workers.tiles_total:
+        parts.append(f"{workers.tiles_done:,} of {workers.tiles_total:,} tiles of the images in work")
     if workers.gpu_share is not None:
         parts.append(f"GPUs {workers.gpu_share:.0%} busy")
     if workers.memory_bytes:

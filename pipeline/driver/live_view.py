@@ -21,11 +21,13 @@ class LiveView:
             time_s, recent_s: the workers' seconds by cause, of the session and of the last minute.
             busy_shares: shares of the stages' busy time, of committed shards.
             workers: alive, starting, started and lost so far, images_per_s, batch_fill, memory_bytes,
-                max_memory_bytes, gpu_bytes, gpu_share, causes (how many do what now), and rows: see
-                `live_workers.WorkerRow`; of more workers than `live_workers.MAX_ROWS` the first in each order.
+                max_memory_bytes, gpu_bytes, gpu_share, tiles_done, tiles_total, causes (how many do what now), and
+                rows: see `live_workers.WorkerRow`; of more workers than `live_workers.MAX_ROWS` the first in each
+                order.
             shards: left, in_flight, waiting and retrying counts, usual_s, oldest (in flight, see
                 `shard_queue.InFlight`), slowest (committed).
             failed_attempts: of this session, by what ended them.
+        tiles: done, and all, of the images that are being cut into tiles.
         recent_bottleneck: of the last minute, without the start of workers.
         bottleneck, time_s: of the session, once it has ended.
     """
@@ -43,6 +45,7 @@ class LiveView:
         self._clock = clock
         self._next_look: float | None = None
         self.content: Mapping[str, object] = {}
+        self.tiles = (0, 0)
         self.recent_bottleneck: Bottleneck | None = None
         self.bottleneck: Bottleneck | None = None
         self.time_s: Mapping[str, float] = {}
@@ -63,6 +66,7 @@ class LiveView:
         working = {cause: seconds for cause, seconds in look.recent.items() if cause != "start_up"}
         if sum(working.values()) >= MIN_RECENT_S:
             self.recent_bottleneck = find_bottleneck(working)
+        self.tiles = look.tiles_done, look.tiles_total
         self.content = self._describe(look, starting=starting, totals=totals)
 
     def end(self) -> None:

@@ -102,6 +102,7 @@ class Look:
     seconds: of this session by cause. recent: of the last minute. rows: workers, all or the first in each of `ORDERS`.
     causes: how many workers do what. images_per_s: sum of theirs, recently. batch_fill: over all batches.
     memory_bytes, gpu_bytes: sums; max_memory_bytes: of the largest. gpu_share: mean of those that report one.
+    tiles_done, tiles_total: of all images that are being cut into tiles.
     """
 
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -114,6 +115,8 @@ class Look:
     max_memory_bytes: int = 0
     gpu_bytes: int = 0
     gpu_share: float | None = None
+    tiles_done: int = 0
+    tiles_total: int = 0
 
 
 class LiveWorkers:
@@ -248,6 +251,7 @@ class LiveWorkers:
             if live.report is not None:
                 batch_images += live.report.batch_images
                 batch_slots += live.report.batch_slots
+        reports = [live.report for live in self._workers.values() if live.report is not None and live.held]
         gpu_shares = [row.gpu_share for row in rows if row.gpu_share is not None]
         return Look(
             seconds=_by_cause(total),
@@ -260,6 +264,8 @@ class LiveWorkers:
             max_memory_bytes=max((row.memory_bytes for row in rows), default=0),
             gpu_bytes=sum(row.gpu_bytes for row in rows),
             gpu_share=round(sum(gpu_shares) / len(gpu_shares), 3) if gpu_shares else None,
+            tiles_done=sum(report.tiles_done for report in reports),
+            tiles_total=sum(report.tiles_total for report in reports),
         )
 
     def _recent(self, now: float, total: Seconds) -> dict[str, float]:

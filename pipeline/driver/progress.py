@@ -36,6 +36,7 @@ class RunProgress:
     statuses: committed rows by status. failure_reasons: those not ok by reason, the most frequent first, capped.
     bottleneck: what held the workers up in the last minute; None before a worker has its model.
     live: workers and shards in detail, see `live_view.LiveView`; a second old or more with many workers.
+    tiles: done, and all, of the images that are being cut into tiles.
     """
 
     images_total: int
@@ -49,6 +50,7 @@ class RunProgress:
     failure_reasons: Mapping[str, int] = field(default_factory=dict)
     bottleneck: Bottleneck | None = None
     live: Mapping[str, object] = field(default_factory=dict)
+    tiles: tuple[int, int] = (0, 0)
 
 
 class ProgressDisplay(Protocol):
@@ -193,6 +195,8 @@ def describe(progress: RunProgress) -> str:
         parts.append("listing")
     elif not _is_end(progress):
         parts.append(f"ETA {format_duration(progress.eta_s)}")
+    if progress.tiles[1] and not _is_end(progress):
+        parts.append(f"{progress.tiles[0]}/{progress.tiles[1]} tiles of images in work")
     parts.append(f"{progress.images_failed} failed")
     if progress.bottleneck is not None and not _is_end(progress):
         parts.append(_in_short(progress.bottleneck))

@@ -42,7 +42,7 @@ from pipeline.signals import StopRequest, interruptible
 from pipeline.storage.storage import Storage
 from pipeline.text import count_of
 from pipeline.weights.cache import resolve_weights, weights_here
-from pipeline.weights.fingerprint import ModelFingerprint, compute_fingerprint, resolve_preset
+from pipeline.weights.fingerprint import ModelFingerprint, compute_fingerprint, resolve_preset, with_tiles
 from pipeline.weights.naming import model_name
 from pipeline.worker.worker import WorkerSettings
 
@@ -194,6 +194,7 @@ def worker_settings(
         run=run,
         input_uri=spec.input.uri,
         rule=rule_of(spec.input.model_dump()),
+        tiles=spec.tiles,
         output_uri=spec.output.uri,
         model=spec.model,
         images=spec.images,
@@ -214,7 +215,7 @@ def _identify_model(spec: JobSpec, storage: Storage) -> tuple[JobSpec, ModelFing
         # Half a gigabyte of weights is not fetched for a misspelt input.
         require_images(spec.input, storage, spec.output.uri)
     spec = spec.model_copy(update={"model": resolve_preset(spec.model, storage)})
-    return spec, compute_fingerprint(spec.model, storage)
+    return spec, with_tiles(compute_fingerprint(spec.model, storage), spec.tiles)
 
 
 def _open(

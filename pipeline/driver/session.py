@@ -487,5 +487,6 @@ class Session:
                 failure_reasons=self._totals.rows.reasons,
                 bottleneck=self._live_view.recent_bottleneck,
                 live=self._live_view.content,
+                tiles=self._live_view.tiles,
             )
         )

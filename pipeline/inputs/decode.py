@@ -146,10 +146,12 @@ class ImageHeader:
     """The memory that decoding an image takes, in bytes.
 
     pixel_bytes: of the resulting array. decoding_bytes: the most that is held beside it during decoding.
+    size: (width, height) in pixels as stored, which the orientation may turn.
     """
 
     pixel_bytes: int
     decoding_bytes: int
+    size: tuple[int, int] = (0, 0)
 
 
 # Bytes per pixel held beside the resulting array: Pillow's own image (4, whatever the mode), its copies by `convert`
@@ -180,13 +182,42 @@ def read_header(payload: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS, rule: B
         _check_canvas(payload, name, max_pixels)
         prepared = _prepare(payload, name)
         if name == "JPEG" and (frame := jpeg_files.read_frame(prepared)) is not None:
-            return _header(frame.size, min(max_pixels, DEFAULT_MAX_PIXELS), _DECODING_BYTES_PER_PIXEL)
+            return _header(frame.size, max_pixels, _DECODING_BYTES_PER_PIXEL)
         with _READERS[name](io.BytesIO(prepared)) as image:
             each = _CMYK_BYTES_PER_PIXEL if image.mode == "CMYK" else _DECODING_BYTES_PER_PIXEL
             return _header(image.size, max_pixels, _MOST_BYTES_PER_PIXEL if name in ("WebP", "AVIF") else each)
     except (ImageError, Image.DecompressionBombError, *_DECODE_ERRORS):
         # `decode_image` will refuse the same file, with its reason.
         return ImageHeader(0, 0)
+
+
+def load_whole(payload: bytes, *, max_pixels: int) -> tuple[ImageFile.ImageFile, int]:
+    """Decode a JPEG or PNG as Pillow holds it: four bytes per pixel at most, and no copies beside them.
+
+    For images far beyond DEFAULT_MAX_PIXELS, of which `decode_image` would hold several copies.
+
+    Returns:
+        The image, with its transparency, and the EXIF orientation (1 to 8) that turns it upright.
+
+    Raises:
+        ImageError: `unreadable`, or `too_large`: also all other formats.
+    """
+    name = find_format(payload)
+    if name not in ("JPEG", "PNG"):
+        raise ImageError("too_large", f"a {name} of more than {DEFAULT_MAX_PIXELS} pixels is not decoded")
+    _silence_pillow()
+    try:
+        is_png = name == "PNG"
+        prepared = png_files.without_metadata(payload, keeps_transparency=True) if is_png else _prepare(payload, name)
+        image = _READERS[name](io.BytesIO(prepared))
+        check_size(image.size, max_pixels)
+        if image.mode == "CMYK":
+            raise ImageError("too_large", f"a CMYK {name} of more than {DEFAULT_MAX_PIXELS} pixels is not decoded")
+        orientation = _read_orientation(image.info.get("exif", b""))
+        image.load()
+    except _DECODE_ERRORS as error:
+        raise ImageError("unreadable", _reason(name, error)) from error
+    return image, orientation if orientation in _UPRIGHT else 1
 
 
 @dataclass(frozen=True)
@@ -246,7 +277,7 @@ def _check_canvas(payload: bytes, name: str, max_pixels: int) -> None:
 def _header(size: tuple[int, int], max_pixels: int, decoding_bytes_per_pixel: int) -> ImageHeader:
     check_size(size, max_pixels)
     pixels = size[0] * size[1]
-    return ImageHeader(3 * pixels, decoding_bytes_per_pixel * pixels)
+    return ImageHeader(3 * pixels, decoding_bytes_per_pixel * pixels, size)
 
 
 def _prepare(payload: bytes, name: str) -> bytes:

@@ -33,7 +33,7 @@ __all__ = [
     "Georeference",
     "WindowedImage",
     "check_window",
-    "is_named_tiff",
+    "open_stored",
     "open_windows",
 ]
 
@@ -68,15 +68,13 @@ def open_windows(
         ImageError: `unreadable` or `too_large`.
         StorageError: storage failed.
     """
+    if (opened := open_stored(ref, storage, max_pixels=max_pixels, max_bytes=max_bytes, rule=rule)) is not None:
+        return opened
     is_installed = has_rasterio()
-    if is_installed and (stored := _find_stored(ref, storage)) is not None:
-        ranges, read = stored
-        if (found := _open_tiff(ranges, rule, max_pixels, max_bytes)) is not None:
-            return found, replace(read, georeference=found.georeference)
     try:
         payload, read = fetch_image(ref, storage, max_bytes=max_bytes)
     except ImageError as error:
-        raise error if is_installed or not is_named_tiff(ref) else _needs_package(error) from error
+        raise error if is_installed or not _is_named_tiff(ref) else _needs_package(error) from error
     if is_installed and (found := _open_tiff(PayloadRanges(payload), rule, max_pixels, max_bytes)) is not None:
         return found, replace(read, georeference=found.georeference)
     try:
@@ -90,7 +88,19 @@ def open_windows(
     return whole, replace(read, georeference=georeference)
 
 
-def is_named_tiff(ref: ImageRef) -> bool:
+def open_stored(
+    ref: ImageRef, storage: Storage, *, max_pixels: int, max_bytes: int | None, rule: BandRule = AS_STORED
+) -> tuple[TiffWindows, ReadVersion] | None:
+    """Open a TIFF from where it is stored; None for what has to be read whole first. See `open_windows`."""
+    if not has_rasterio() or (stored := _find_stored(ref, storage)) is None:
+        return None
+    ranges, read = stored
+    if (found := _open_tiff(ranges, rule, max_pixels, max_bytes)) is None:
+        return None
+    return found, replace(read, georeference=found.georeference)
+
+
+def _is_named_tiff(ref: ImageRef) -> bool:
     """Return whether an image's name is that of a TIFF."""
     return suffix_of(ref.uri.partition("::")[0] if ref.container else ref.uri) in _TIFF_SUFFIXES
 
@@ -111,7 +121,7 @@ def _find_stored(ref: ImageRef, storage: Storage) -> tuple[StoredRanges, ReadVer
     Of a remote file the name decides, as asking for its first bytes would cost every JPEG a request. A member of a tar
     that has changed since it was listed is left to `fetch_image`, which finds it anew.
     """
-    is_looked_for = is_named_tiff(ref) or is_local(ref.container or ref.uri)
+    is_looked_for = _is_named_tiff(ref) or is_local(ref.container or ref.uri)
     if ref.problem is not None or ref.row is not None or not is_looked_for:
         return None
     info = storage.stat(ref.container or ref.uri)

@@ -19,6 +19,7 @@ from pipeline.job_spec.bands import Bands, ValueRange, plain_bands
 from pipeline.job_spec.budget import BudgetSection
 from pipeline.job_spec.notify import NotifySection
 from pipeline.job_spec.parsing import read_spec, weights_reference
+from pipeline.job_spec.tiles import Tiles, plain_tiles
 from pipeline.settings import NAME_PATTERN, AutoCount, AutoCountOrRange, AutoShare, Section, digits_as_number
 from pipeline.storage.config import StorageSection, Uri
 from pipeline.storage.uris import absolute_uri
@@ -237,6 +238,9 @@ class JobSpec(Section):
     compute: ComputeSection = ComputeSection()
     retry: RetrySection = RetrySection()
     images: ImagesSection = ImagesSection()
+    tiles: Tiles = Field(
+        default=None, description='"none", "auto", SIDE, "SIDE:OVERLAP", or a section with side, overlap and above'
+    )
     select: SelectSection = SelectSection()
     notify: NotifySection = NotifySection()
     telemetry: Literal["auto", "otel", "off"] = Field(
@@ -270,6 +274,7 @@ class JobSpec(Section):
             **plain_bands(self.input.bands, self.input.value_range),
             **self._augmenting(),
             **self._decoding(),
+            **self._tiling(),
             **self._selecting(),
         }
 
@@ -292,6 +297,11 @@ class JobSpec(Section):
         # Absent where it is the default, as in runs of releases without this key.
         decoder = self.images.jpeg_decoder
         return {} if decoder == "exact" else {"images.jpeg_decoder": decoder}
+
+    def _tiling(self) -> dict[str, object]:
+        # Absent where images are not cut, as in runs of releases without this key.
+        tiles = plain_tiles(self.tiles)
+        return {} if tiles is None else {"tiles": tiles}
 
     def _selecting(self) -> dict[str, object]:
         # Absent from full runs, as in runs of releases without these keys.

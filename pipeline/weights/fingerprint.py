@@ -8,6 +8,7 @@ from pathlib import Path
 from htc_model.config import ModelConfig, config_from_dict, config_sha256, load_preset
 from pipeline.errors import SpecError
 from pipeline.job_spec.job import ModelSection
+from pipeline.job_spec.tiles import TilesSection, plain_tiles
 from pipeline.storage.storage import Storage
 from pipeline.weights.cache import resolve_weights
 
@@ -23,7 +24,7 @@ class ModelFingerprint:
     """Identity of a model.
 
     weights_sha256: the hash of the weights file's bytes, or "untrained-v1".
-    config_sha256: the hash of the preset with the spec's score threshold, number of detections and views.
+    config_sha256: the hash of the preset with the spec's score threshold, number of detections, views and tiles.
     trained: whether there is a weights file.
     """
 
@@ -115,6 +116,15 @@ def compute_fingerprint(section: ModelSection, storage: Storage | None = None) -
         config_sha256(resolve_config(section, path)),
         trained=path is not None,
     )
+
+
+def with_tiles(fingerprint: ModelFingerprint, tiles: TilesSection | None) -> ModelFingerprint:
+    """Return the identity of a model that sees huge images in tiles; without tiles, the model's own."""
+    plain = plain_tiles(tiles)
+    if plain is None:
+        return fingerprint
+    text = json.dumps([fingerprint.config_sha256, plain], sort_keys=True)
+    return replace(fingerprint, config_sha256=hashlib.sha256(text.encode()).hexdigest())
 
 
 def _file_sha256(path: Path) -> str:

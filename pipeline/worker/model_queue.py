@@ -16,7 +16,7 @@ from typing import Literal, Protocol
 from pipeline.worker.batching import Batcher, Shape
 from pipeline.worker.commit_claim import AbandonedError
 from pipeline.worker.model_time import Awaited, ModelTime
-from pipeline.worker.segmenter import DecodedImage, Outcome, Segmenter
+from pipeline.worker.segmenter import DecodedImage, ImagePart, Outcome, Segmenter
 from pipeline.worker.uploads import Upload
 from pipeline.worker.watchdog import Watchdog
 
@@ -37,14 +37,14 @@ class Owner(Protocol):
             AbandonedError: it is not.
         """
 
-    def take_result(self, position: int, outcome: Outcome) -> None:
-        """Take the outcome of one image."""
+    def take_result(self, part: ImagePart, outcome: Outcome) -> None:
+        """Take the outcome of one image or tile."""
 
     def take_seconds(self, seconds: float) -> None:
         """Take this shard's part of a batch's seconds in the model."""
 
-    def give_back(self, positions: list[int]) -> None:
-        """Take note that the pixels of these images are no longer referred to."""
+    def give_back(self, parts: list[ImagePart]) -> None:
+        """Take note that the pixels of these images and tiles are no longer referred to."""
 
 
 class Source(Awaited, Protocol):
@@ -309,23 +309,23 @@ class ModelQueue:
             start = time.perf_counter()
             image, outcome = next(results)
             seconds += time.perf_counter() - start
-            position = image.position
+            part = image.part
             # Taking a result may wait for the encoding of earlier ones, and needs no pixels.
             del image
-            owner.take_result(position, outcome)
+            owner.take_result(part, outcome)
         for owner in owners:
             owner.take_seconds(seconds / len(owners))
 
     def _end(self, batch: Batch, error: BaseException | None) -> None:
         """Empty the list, so that its pixels are dropped before their bytes are given back."""
-        positions: dict[int, tuple[_Feed, list[int]]] = {}
+        parts: dict[int, tuple[_Feed, list[ImagePart]]] = {}
         for item in batch:
-            positions.setdefault(id(item.feed), (item.feed, []))[1].append(item.image.position)
+            parts.setdefault(id(item.feed), (item.feed, []))[1].append(item.image.part)
         batch.clear()
-        for feed, ended in positions.values():
+        for feed, ended in parts.values():
             feed.owner.give_back(ended)
         with self._change:
-            for feed, ended in positions.values():
+            for feed, ended in parts.values():
                 feed.running -= len(ended)
                 feed.error = feed.error or error
             self._change.notify_all()

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -49,14 +49,30 @@ LoadModel = Callable[["ModelSection"], SegmentationModel]
 Outcome = RawDetections | PendingDetections | ImageFailure
 
 
+class ImagePart(NamedTuple):
+    """What the model has a result for: the image at a position of a shard, or one of its tiles, by its number."""
+
+    position: int
+    tile: int | None = None
+
+
 @dataclass(frozen=True)
 class DecodedImage:
-    """One decoded image: position in its shard, uri, pixels [H, W, 3] uint8 RGB, and the shard's index."""
+    """One decoded image: position in its shard, uri, pixels [H, W, 3] uint8 RGB, and the shard's index.
+
+    tile: the number of the tile that the pixels are; None for the whole image.
+    """
 
     position: int
     uri: str
     pixels: np.ndarray
     shard: int = 0
+    tile: int | None = None
+
+    @property
+    def part(self) -> ImagePart:
+        """Where the result belongs."""
+        return ImagePart(self.position, self.tile)
 
 
 def load_model(section: "ModelSection", storage: "Storage | None" = None) -> SegmentationModel:
@@ -243,7 +259,8 @@ class Segmenter:
                 batches.extendleft(reversed(pieces))
             elif outcome is None:
                 height, width = batch[0].pixels.shape[:2]
-                reason = f"the {self.device.type} ran out of memory on this {width} x {height} image alone"
+                kind = "image" if batch[0].tile is None else "tile"
+                reason = f"the {self.device.type} ran out of memory on this {width} x {height} {kind} alone"
                 yield batch[0], ImageFailure(batch[0].uri, "failed", reason)
             else:
                 yield batch[0], outcome

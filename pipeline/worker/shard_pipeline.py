@@ -11,12 +11,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import partial
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from htc_model.structures import RawDetections
+from htc_model.structures import Detections, RawDetections
 from pipeline.concurrency import Prefetch
 from pipeline.inputs.decode import decode_image, read_header
 from pipeline.inputs.formats.bands import AS_STORED, BandRule
@@ -25,7 +26,9 @@ from pipeline.inputs.geotiff import read_georeference
 from pipeline.inputs.image_ref import ImageRef, ReadVersion
 from pipeline.inputs.read import fetch_image
 from pipeline.inputs.shard import Shard
+from pipeline.inputs.windows import WindowedImage
 from pipeline.job_spec.job import ImagesSection
+from pipeline.job_spec.tiles import TilesSection
 from pipeline.messages import ImageFailure
 from pipeline.output.rows import InstanceRow, build_instance_rows
 from pipeline.storage.config import StorageSection
@@ -37,9 +40,13 @@ from pipeline.worker.commit_claim import CommitClaim
 from pipeline.worker.error_boundaries import image_boundary
 from pipeline.worker.model_queue import ModelQueue
 from pipeline.worker.model_time import ModelTime, ShardTime
-from pipeline.worker.segmenter import DecodedImage, Outcome, Segmenter
+from pipeline.worker.open_tiles import TileReader, TileSource
+from pipeline.worker.segmenter import DecodedImage, ImagePart, Outcome, Segmenter
+from pipeline.worker.tiled_image import TiledImage
 from pipeline.worker.upload_lane import CudaLane, UploadLane
 from pipeline.worker.watchdog import Step, Watchdog
+
+T = TypeVar("T")
 
 # Images read and decoded ahead of the model, per shard.
 AHEAD_IMAGES = 32
@@ -90,6 +97,7 @@ class WorkerResources:
         jpeg: JpegDecoder | None = None,
         model_time: ModelTime | None = None,
         rule: BandRule = AS_STORED,
+        tiles: TilesSection | None = None,
     ) -> None:
         """Open storage and start the pools.
 
@@ -102,6 +110,7 @@ class WorkerResources:
             jpeg: of ordinary JPEG files; None for Pillow.
             model_time: begun when the worker started; by default now, with the model loaded.
             rule: how the bands of an image become its colours.
+            tiles: how huge images are cut; None to take each image as a whole.
         """
         if model_time is None:
             model_time = ModelTime()
@@ -113,6 +122,7 @@ class WorkerResources:
         self.rule = rule
         # The driver has listed the input: a store that does not answer is unavailable, not misspelt.
         self.storage = Storage(storage, is_known=True)
+        self.tiles = None if tiles is None else TileReader(tiles, images, self.storage, jpeg=jpeg, rule=rule)
         self.reads = self.storage.read_concurrency(input_uri)
         self.watchdog = Watchdog(image_timeout_s)
         self.read_slots = threading.Semaphore(self.reads)
@@ -173,7 +183,8 @@ class ShardPipeline:
         self._read_numbers: set[int] = set()
         self._versions: dict[int, ReadVersion] = {}
         self._failures: dict[int, ImageFailure] = {}
-        self._encoding: deque[Future[EncodedImage | ImageFailure]] = deque()
+        self._tiled: dict[int, TiledImage] = {}
+        self._encoding: deque[Future[object]] = deque()
         self._encoded: dict[int, Future[EncodedImage | ImageFailure]] = {}
 
     def run(self) -> "list[EncodedImage | ImageFailure]":
@@ -210,6 +221,8 @@ class ShardPipeline:
             # After an exception some of them may not have run.
             for future in self._encoded.values():
                 future.cancel()
+            for tiled in self._tiled.values():
+                tiled.close()
             wait(self._encoded.values())
         return [
             replace(
@@ -233,7 +246,7 @@ class ShardPipeline:
         self._encoded_bytes.close()
         self._pixel_bytes.close()
 
-    def _load(self, position: int) -> tuple[int, DecodedImage | ImageFailure]:
+    def _load(self, position: int) -> tuple[int, DecodedImage | TiledImage | ImageFailure]:
         ref, number = self._shard.images[position], self._numbers[position]
         try:
             return position, image_boundary(
@@ -245,9 +258,13 @@ class ShardPipeline:
             self._encoded_bytes.skip(number)
             self._pixel_bytes.skip(number)
 
-    def _read_and_decode(self, position: int, ref: ImageRef) -> DecodedImage:
-        number, limits = self._numbers[position], self._resources.limits
+    def _read_and_decode(self, position: int, ref: ImageRef) -> DecodedImage | TiledImage:
+        number, limits, tiles = self._numbers[position], self._resources.limits, self._resources.tiles
+        if tiles is not None and (stored := self._find_stored(tiles, number, ref)) is not None:
+            return self._tile(tiles, position, ref, stored)
         payload = self._read(number, position, ref)
+        if tiles is not None and (found := tiles.find_decoded(payload)) is not None:
+            return self._tile(tiles, position, ref, found)
         header = read_header(payload, max_pixels=limits.max_pixels, rule=self._resources.rule)
         self._pixel_bytes.take(number, header.pixel_bytes)
         pixel_bytes = 0
@@ -258,6 +275,58 @@ class ShardPipeline:
         finally:
             self._pixel_bytes.resize(number, pixel_bytes)
         return DecodedImage(position, ref.uri, pixels, self._shard.index)
+
+    def _find_stored(self, tiles: TileReader, number: int, ref: ImageRef) -> TileSource | None:
+        with self._resources.read_slots, self.clock.time("read"):
+            found = tiles.find_stored(ref)
+        if found is not None:
+            # It is never in memory as a whole.
+            self._encoded_bytes.skip(number)
+            self._read_numbers.add(number)
+        return found
+
+    def _tile(self, tiles: TileReader, position: int, ref: ImageRef, found: TileSource) -> TiledImage:
+        """Begin to read an image's tiles, when there is room for those that are read ahead."""
+        number = self._numbers[position]
+        self._pixel_bytes.take(number, TiledImage.first_bytes(found.grid, found.whole_bytes))
+        thread = ThreadPoolExecutor(1, thread_name_prefix="tiles")
+        try:
+            with self._resources.decoding.hold(found.decoding_bytes):
+                opening = self._resources.decoders if found.is_decoded else thread
+                windows = opening.submit(self._open, position, found).result()
+        except BaseException:
+            thread.shutdown()
+            self._pixel_bytes.give_back(number)
+            raise
+        tiled = TiledImage(
+            position,
+            ref.uri,
+            windows,
+            tiles.plan(windows.size),
+            shard=self._shard.index,
+            thread=thread,
+            whole_bytes=found.whole_bytes,
+            boundary=lambda step: image_boundary(
+                ref.uri, lambda: self._read_tile(position, step), is_last_attempt=self._is_last_attempt
+            ),
+            charge=lambda held: self._pixel_bytes.resize(number, held),
+            on_complete=self._join,
+        )
+        self._tiled[position] = tiled
+        return tiled
+
+    def _open(self, position: int, found: TileSource) -> WindowedImage:
+        with self.clock.time("decode"), self._watch([position], "decoding"):
+            windows, read = found.open()
+        if read is not None:
+            self._versions[position] = read
+        elif windows.georeference is not None:
+            self._versions[position] = replace(self._versions[position], georeference=windows.georeference)
+        return windows
+
+    def _read_tile(self, position: int, step: Callable[[], T]) -> T:
+        with self.clock.time("decode"), self._watch([position], "decoding"):
+            return step()
 
     def _decode(self, position: int, payload: bytes) -> NDArray[np.uint8]:
         with self.clock.time("decode"), self._watch([position], "decoding"):
@@ -294,6 +363,12 @@ class ShardPipeline:
         # An image that is larger than the limit is refused unread.
         return min(self._largest_unlisted if ref.bytes is None else ref.bytes, max_bytes)
 
+    def tiles_in_work(self) -> tuple[int, int]:
+        """Return how many tiles are done, and how many there are, of the images that are being cut now."""
+        done = [(tiled.tiles_done, len(tiled.grid)) for tiled in list(self._tiled.values())]
+        in_work = [(tiles, total) for tiles, total in done if tiles is not None]
+        return sum(tiles for tiles, _ in in_work), sum(total for _, total in in_work)
+
     def check(self) -> None:
         """Check whether the attempt is still needed.
 
@@ -302,41 +377,77 @@ class ShardPipeline:
         """
         self._claim.check()
 
-    def take_result(self, position: int, outcome: Outcome) -> None:
-        """Take what reading, decoding or the model made of one image."""
+    def take_result(self, part: ImagePart, outcome: Outcome) -> None:
+        """Take what reading, decoding or the model made of one image, or the model of one tile."""
+        position, tile = part
+        if tile is not None:
+            self._take_tile(self._tiled[position], tile, outcome)
+            return
         if isinstance(outcome, ImageFailure):
             self._failures[position] = outcome
         else:
-            self._encode(position, outcome)
+            self._encoded[position] = self._encode(position, lambda: self._encode_rows(position, outcome))
         self._on_images(1)
+
+    def _take_tile(self, tiled: TiledImage, tile: int, outcome: Outcome) -> None:
+        if isinstance(outcome, ImageFailure):
+            tiled.fail(tile, outcome)
+        else:
+            encode = partial(self._encode_tile, tiled, tile, outcome)
+            tiled.take_encoding(tile, self._encode(tiled.position, encode))
 
     def take_seconds(self, seconds: float) -> None:
         """Count this shard's part of a batch's time in the model."""
         self.clock.add({"infer": seconds})
 
-    def give_back(self, positions: Sequence[int]) -> None:
+    def give_back(self, parts: Sequence[ImagePart]) -> None:
         """Free the bytes of pixels that nothing refers to any more."""
-        for position in positions:
-            self._pixel_bytes.give_back(self._numbers[position])
+        for position, tile in parts:
+            if tile is None:
+                self._pixel_bytes.give_back(self._numbers[position])
+            else:
+                self._tiled[position].give_back()
 
-    def _encode(self, position: int, found: RawDetections | PendingDetections) -> None:
+    def _encode(self, position: int, step: Callable[[], T]) -> "Future[T | ImageFailure]":
         while len(self._encoding) >= MAX_ENCODING:
             with self._resources.model_time.busy("encode"):
                 wait([self._encoding.popleft()])
-        ref = self._shard.images[position]
-        future = self._resources.encoders.submit(image_boundary, ref.uri, lambda: self._encode_rows(position, found))
+        future = self._resources.encoders.submit(image_boundary, self._shard.images[position].uri, step)
         self._encoding.append(future)
-        self._encoded[position] = future
+        return future
 
     def _encode_rows(self, position: int, found: RawDetections | PendingDetections) -> EncodedImage:
         with self.clock.time("encode"), self._watch([position], "mask encoding"):
-            rows = build_instance_rows(
-                self._shard.images[position],
-                self._resources.segmenter.encode(found),
-                self._resources.segmenter.model.config,
-                model=self._model_label,
-            )
-        return EncodedImage(rows, found.original_size)
+            return self._rows_of(position, self._resources.segmenter.encode(found), found.original_size)
+
+    def _encode_tile(self, tiled: TiledImage, tile: int, found: RawDetections | PendingDetections) -> Detections:
+        with self.clock.time("encode"), self._watch([tiled.position], "mask encoding"):
+            return tiled.cut(tile, self._resources.segmenter.encode(found))
+
+    def _join(self, tiled: TiledImage) -> None:
+        """Join an image's tiles when their masks are encoded; called on the model's thread or on the shard's."""
+        position = tiled.position
+        encoders = self._resources.encoders
+        self._encoded[position] = encoders.submit(image_boundary, tiled.uri, lambda: self._join_rows(tiled))
+        self._on_images(1)
+
+    def _join_rows(self, tiled: TiledImage) -> EncodedImage | ImageFailure:
+        tiled.wait_encoded()
+        # As long as all of its tiles may take.
+        with self.clock.time("encode"), self._watch([tiled.position] * len(tiled.grid), "mask encoding"):
+            joined = tiled.join()
+            if isinstance(joined, ImageFailure):
+                return joined
+            return self._rows_of(tiled.position, joined.detections, tiled.size)
+
+    def _rows_of(self, position: int, found: Detections, size: tuple[int, int]) -> EncodedImage:
+        rows = build_instance_rows(
+            self._shard.images[position],
+            found,
+            self._resources.segmenter.model.config,
+            model=self._model_label,
+        )
+        return EncodedImage(rows, size)
 
     def _watch(self, positions: Sequence[int], step: Step) -> AbstractContextManager[None]:
         return self._resources.watchdog.on(self._shard.index, positions, step)
@@ -345,11 +456,15 @@ class ShardPipeline:
 class _Images:
     """The decoded images of one shard for the model; images that failed before go to the shard at once."""
 
-    def __init__(self, loaded: Prefetch[int, tuple[int, DecodedImage | ImageFailure]], shard: ShardPipeline) -> None:
+    def __init__(
+        self, loaded: Prefetch[int, tuple[int, DecodedImage | TiledImage | ImageFailure]], shard: ShardPipeline
+    ) -> None:
         self._loaded = loaded
         self._results = iter(loaded)
         self._shard = shard
         self._image: DecodedImage | None = None
+        # Whose tiles come next.
+        self._tiled: TiledImage | None = None
 
     @property
     def awaits(self) -> Literal["read", "decode"]:
@@ -360,13 +475,22 @@ class _Images:
         """Wait until the next image, or the end, is there; return whether it is."""
         self._shard.shard_time.feeding()
         while self._image is None:
+            if self._tiled is not None:
+                if not self._tiled.wait_ready(timeout_s):
+                    return False
+                self._image = self._tiled.next()
+                if self._tiled.is_read:
+                    self._tiled = None
+                continue
             if not self._loaded.wait_ready(timeout_s):
                 return False
             if (each := next(self._results, None)) is None:
                 return True
             position, loaded = each
             if isinstance(loaded, ImageFailure):
-                self._shard.take_result(position, loaded)
+                self._shard.take_result(ImagePart(position), loaded)
+            elif isinstance(loaded, TiledImage):
+                self._tiled = loaded
             else:
                 self._image = loaded
             # Else this frame would keep the pixels while it waits for the next image.

@@ -65,6 +65,7 @@ class ShardProcessor:
         """Return what the worker has done so far and does now."""
         seconds, cause, cause_s = self._resources.model_time.so_far()
         gpu_share, gpu_bytes = self._device_use.read()
+        tiles_done, tiles_total = self._counter.tiles_in_work
         return WorkerReport(
             tuple(round(each, 3) for each in seconds),
             cause,
@@ -75,6 +76,8 @@ class ShardProcessor:
             memory_bytes=resident_bytes(),
             gpu_share=gpu_share,
             gpu_bytes=gpu_bytes,
+            tiles_done=tiles_done,
+            tiles_total=tiles_total,
         )
 
     def process(
@@ -122,7 +125,11 @@ class ShardProcessor:
             on_images=self._counter.counted(on_images),
             shard_time=shard_time,
         )
-        with self._counter.track(stages.clock, stages.bytes_read), traced_stages(stages.clock, assignment.traceparent):
+        with (
+            self._counter.track(stages.clock, stages.bytes_read),
+            self._counter.track_tiles(stages.tiles_in_work),
+            traced_stages(stages.clock, assignment.traceparent),
+        ):
             outcomes = stages.run()
             shard_time.writing()
             with stages.clock.time("write"):

@@ -17,6 +17,7 @@ class WorkCounter:
         self._bytes_of_ended = 0
         self._stages_of_ended = StageClock()
         self._in_flight: list[tuple[StageClock, ByteGauge]] = []
+        self._tiles: list[Callable[[], tuple[int, int]]] = []
 
     def counted(self, on_images: Callable[[int], None]) -> Callable[[int], None]:
         """Return a callback that counts images here and then calls `on_images`."""
@@ -40,6 +41,24 @@ class WorkCounter:
                 self._in_flight.remove((clock, bytes_read))
                 self._stages_of_ended.add(clock.seconds())
                 self._bytes_of_ended += bytes_read.value
+
+    @contextmanager
+    def track_tiles(self, tiles: Callable[[], tuple[int, int]]) -> Iterator[None]:
+        """Ask a shard for its tiles, done and all, during the block."""
+        with self._lock:
+            self._tiles.append(tiles)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._tiles.remove(tiles)
+
+    @property
+    def tiles_in_work(self) -> tuple[int, int]:
+        """Tiles done, and all tiles, of the images that are being cut now."""
+        with self._lock:
+            found = [tiles() for tiles in self._tiles]
+        return sum(done for done, _ in found), sum(total for _, total in found)
 
     @property
     def images(self) -> int:

@@ -21,8 +21,10 @@ class _InFlight:
 
     def hang(self, seconds: float) -> Hang:
         index = self.images[0][0]
-        positions = tuple(position for shard, position in self.images if shard == index)
-        return Hang(index, positions, self._reason(seconds), is_shared=len(positions) < len(self.images))
+        # Tiles of one image are at one position.
+        positions = tuple(dict.fromkeys(position for shard, position in self.images if shard == index))
+        is_shared = any(shard != index for shard, _ in self.images)
+        return Hang(index, positions, self._reason(seconds), is_shared=is_shared)
 
     def _reason(self, seconds: float) -> str:
         batch = f" with {len(self.images)} images" if len(self.images) > 1 else ""

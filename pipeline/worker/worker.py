@@ -14,6 +14,7 @@ from pipeline.errors import HtcError
 from pipeline.inputs.formats.bands import AS_STORED, BandRule
 from pipeline.inputs.shard import Shard
 from pipeline.job_spec.job import ImagesSection, ModelSection
+from pipeline.job_spec.tiles import TilesSection
 from pipeline.logs import placed
 from pipeline.machine_limits import machine_name
 from pipeline.messages import (
@@ -63,6 +64,7 @@ class WorkerSettings:
     number: the worker's in its pool. log_format, log_level: the driver's, see `pipeline.logs`.
     model_name: the value of the tables' column `model`, see `pipeline.weights.naming`; "" is the preset.
     rule: how the bands of an image become its colours.
+    tiles: how huge images are cut; None for not at all.
     """
 
     run: str
@@ -83,6 +85,7 @@ class WorkerSettings:
     log_level: str = ""
     model_name: str = ""
     rule: BandRule = AS_STORED
+    tiles: TilesSection | None = None
 
     @property
     def model_label(self) -> str:
@@ -249,6 +252,7 @@ class Worker:
             storage=settings.storage,
             images=settings.images,
             rule=settings.rule,
+            tiles=settings.tiles,
             image_timeout_s=settings.image_timeout_s,
             cpus=settings.cpus,
             jpeg=choose_jpeg_decoder(settings.images, segmenter.device),

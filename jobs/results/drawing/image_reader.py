@@ -19,8 +19,7 @@ from pipeline.errors import HtcError, ImageError, InputError, NotFoundError, Spe
 from pipeline.inputs.decode import DEFAULT_MAX_PIXELS, decode_image
 from pipeline.inputs.formats.bands import BandRule, rule_of
 from pipeline.inputs.read import fetch_image
-from pipeline.inputs.tiff_windows import TiffWindows
-from pipeline.inputs.windows import is_named_tiff, open_windows
+from pipeline.inputs.windows import open_stored
 from pipeline.output.layout import run_folder
 from pipeline.planning.manifest import Manifest, ManifestReader
 from pipeline.storage.uris import display_uri, join
@@ -34,6 +33,8 @@ TILE_SIZE = (640, 480)
 _GREY, _DARK = (225, 225, 225), (70, 70, 70)
 # Shards whose lists of images are kept: those of a page of thumbnails.
 _KEPT_SHARDS = 8
+LARGEST_SIDE = 8192
+"""Of a picture of a large image: some ten times a screen, and 200 MB of pixels."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +120,12 @@ class ImageReader:
     def _read_reduced(self, image: Mapping[str, Any], ref: "ImageRef", rule: BandRule) -> NDArray[np.uint8] | None:
         """Read a reduced copy of a large TIFF; None for any other image."""
         width, height = image["width"] or 0, image["height"] or 0
-        if self._largest_side is None or width * height <= DEFAULT_MAX_PIXELS or not is_named_tiff(ref):
+        if self._largest_side is None or width * height <= DEFAULT_MAX_PIXELS:
             return None
-        opened, version = open_windows(ref, self._results.storage, max_pixels=DEFAULT_MAX_PIXELS, rule=rule)
+        stored = open_stored(ref, self._results.storage, max_pixels=DEFAULT_MAX_PIXELS, max_bytes=None, rule=rule)
+        if stored is None:
+            return None
+        opened, version = stored
         with contextlib.closing(opened):
             _check_version(image, version)
             if opened.size != (height, width):
@@ -129,7 +133,7 @@ class ImageReader:
                     f"the image has changed since the run: it had {width} x {height} pixels and has "
                     f"{opened.size[1]} x {opened.size[0]}"
                 )
-            return opened.read_downsampled(self._largest_side) if isinstance(opened, TiffWindows) else None
+            return opened.read_downsampled(self._largest_side)
 
     def _locate(self, image: Mapping[str, Any]) -> "ImageRef":
         """Find in the run's manifest where the image's bytes are."""

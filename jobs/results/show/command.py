@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jobs.results.drawing.captions import short_names
 from jobs.results.drawing.fonts import check_font
-from jobs.results.drawing.image_reader import ImageReader
+from jobs.results.drawing.image_reader import LARGEST_SIDE, ImageReader
 from jobs.results.drawing.picture_files import SUFFIXES, picture_names
 from jobs.results.folders import check_apart, make_folder
 from jobs.results.image_lookup import ImageLookup, ImageRecord
@@ -77,7 +77,9 @@ def show_overlays(output_uri: str, request: ShowRequest, *, storage_section: "St
     stems = picture_names([image.uri for image in images], "")
     if not request.is_sheet and request.content == "images":
         check_free([f"{stem}{SUFFIXES[request.picture_format]}" for stem in stems], request)
-    reader = ImageReader(results)
+    # Crops and comparisons are of the very pixels.
+    is_whole = request.content != "images" or request.truth is not None
+    reader = ImageReader(results, largest_side=None if is_whole else LARGEST_SIDE)
 
     def draw(work: tuple[ImageRecord, str, str]) -> DrawnImage:
         image, stem, name = work

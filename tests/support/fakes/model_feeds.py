@@ -13,7 +13,7 @@ from htc_model.structures import RawDetections
 from pipeline.messages import ImageFailure
 from pipeline.worker.batching import BatchSize
 from pipeline.worker.commit_claim import AbandonedError
-from pipeline.worker.segmenter import DecodedImage
+from pipeline.worker.segmenter import DecodedImage, ImagePart
 
 Shape = tuple[int, int]
 
@@ -85,15 +85,15 @@ class FakeShard:
         if self.is_abandoned:
             raise AbandonedError
 
-    def take_result(self, position: int, outcome: RawDetections | ImageFailure) -> None:
-        assert position not in self.results
-        self.results[position] = outcome
+    def take_result(self, part: ImagePart, outcome: RawDetections | ImageFailure) -> None:
+        assert part.position not in self.results
+        self.results[part.position] = outcome
 
     def take_seconds(self, seconds: float) -> None:
         self.seconds += seconds
 
-    def give_back(self, positions: Sequence[int]) -> None:
-        self.given_back.extend(positions)
+    def give_back(self, parts: Sequence[ImagePart]) -> None:
+        self.given_back.extend(part.position for part in parts)
 
     @property
     def awaits(self) -> Literal["read", "decode"]:

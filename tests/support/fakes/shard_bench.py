@@ -10,6 +10,7 @@ from htc_model.config import load_preset
 from pipeline.inputs.image_ref import ImageRef
 from pipeline.inputs.shard import Shard
 from pipeline.job_spec.job import JobSpec
+from pipeline.job_spec.tiles import TilesSection
 from pipeline.messages import Assignment, ShardResult
 from pipeline.output.commit import images_part, instances_part
 from pipeline.worker.commit_claim import CommitClaim
@@ -18,6 +19,7 @@ from pipeline.worker.segmenter import Segmenter
 from pipeline.worker.shard_pipeline import AHEAD_BYTES, WorkerResources
 from pipeline.worker.shard_processor import ShardProcessor
 from tests.support.fakes.models import FakeModel
+from tests.support.fakes.painted import PaintedModel
 
 Row = dict[str, object]
 
@@ -39,12 +41,13 @@ def refs_of(paths: Sequence[Path]) -> tuple[ImageRef, ...]:
 
 def resources_for(
     spec: JobSpec,
-    model: FakeModel,
+    model: "FakeModel | PaintedModel",
     *,
     batch_size: int = 4,
     cpus: float = 1,
     ahead_bytes: int = AHEAD_BYTES,
     model_time: ModelTime | None = None,
+    tiles: TilesSection | None = None,
 ) -> WorkerResources:
     """Return the resources that a worker of the spec has, on the CPU."""
     return WorkerResources(
@@ -56,6 +59,7 @@ def resources_for(
         cpus=cpus,
         ahead_bytes=ahead_bytes,
         model_time=model_time,
+        tiles=tiles,
     )
 
 
@@ -65,19 +69,26 @@ class Bench:
     def __init__(
         self,
         folder: Path,
-        model: FakeModel | None = None,
+        model: "FakeModel | PaintedModel | None" = None,
         *,
         batch_size: int = 4,
         cpus: float = 1,
         ahead_bytes: int = AHEAD_BYTES,
         model_time: ModelTime | None = None,
+        tiles: TilesSection | None = None,
         **images: int,
     ) -> None:
         """`images`: keys of the spec's section `images`."""
         self.model = model or FakeModel(load_preset("htc_lite0_fpn"))
         self.spec = spec_for(folder, **images)
         self.resources = resources_for(
-            self.spec, self.model, batch_size=batch_size, cpus=cpus, ahead_bytes=ahead_bytes, model_time=model_time
+            self.spec,
+            self.model,
+            batch_size=batch_size,
+            cpus=cpus,
+            ahead_bytes=ahead_bytes,
+            model_time=model_time,
+            tiles=tiles,
         )
         self.processor = ShardProcessor(self.resources, output_uri=self.spec.output.uri, run="r", model_label="fake")
         self.done: list[int] = []
