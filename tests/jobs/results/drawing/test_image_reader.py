@@ -3,18 +3,21 @@
 import io
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from jobs.results.drawing import DrawnInstance, ImageReader, Style, draw_run_image, grey_tile
+from jobs.results.drawing.instances import instance_of_row
 from pipeline.inputs.decode import decode_image
 from pipeline.output.results import open_results
 from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
-from tests.support.builders.drawn_outputs import make_drawn_output, write_drawn_run
+from tests.support.builders.drawn_outputs import Found, make_drawn_output, write_drawn_run
 from tests.support.builders.images import encoded, gradient
 from tests.support.servers.s3_server import S3Server
 
@@ -148,3 +151,29 @@ def test_images_in_a_bucket(s3_server: S3Server, s3_bucket: str) -> None:
         "the image has changed since the run",
         "the image does not exist any more",
     ]
+
+
+def test_of_a_large_tiff_a_reduced_copy_is_drawn_with_its_instances_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.results.drawing.image_reader.DEFAULT_MAX_PIXELS", 60 * 90 - 1)
+    flat = np.full((60, 90, 3), 200, np.uint8)
+    mask = np.zeros((60, 90), bool)
+    mask[20:40, 30:60] = True
+    payload = encoded(Image.fromarray(flat), "TIFF")
+    output = make_drawn_output(tmp_path, {"a.tif": payload}, lambda name, height, width: [Found("dog", 0.9, mask)])
+    (row,) = rows_of(output)
+    read = ImageReader(open_results(output.uri), largest_side=45).read(row)
+    assert read.pixels is not None
+    assert (read.pixels.shape, read.width, read.height, read.problem) == ((30, 45, 3), 90, 60, None)
+    instances = [instance_of_row(each) for each in open_results(output.uri).instances().to_pylist()]
+    style = Style(has_labels=False, has_boxes=False, min_long_side=0)
+    drawn = draw_run_image(read, instances, style)
+    whole = ImageReader(open_results(output.uri)).read(row)
+    expected = draw_run_image(whole, instances, replace(style, long_side=45))
+    assert drawn.shape == (30, 45, 3)
+    np.testing.assert_array_equal(drawn, expected)
+    assert (drawn[15, 22] != 200).any()
+    (output.photos / "a.tif").write_bytes(encoded(Image.fromarray(flat[:50]), "TIFF"))
+    changed = ImageReader(open_results(output.uri), largest_side=45).read(row)
+    assert (changed.pixels, changed.problem) == (None, "the image has changed since the run")
