@@ -75,8 +75,8 @@ class Raster:
         # Rasterio keeps open files in variables of the context, which else would be that of the thread that opens.
         self._context = contextvars.copy_context()
         self._rasterio = rasterio
-        # Some of GDAL's errors are raised as they are, and have no public name.
-        self._errors = (rasterio.errors.RasterioError, rasterio.errors.CRSError, CPLE_BaseError)
+        # Some of GDAL's errors are raised as they are, without a public name; some quote bytes of the file.
+        self._errors = (rasterio.errors.RasterioError, rasterio.errors.CRSError, CPLE_BaseError, UnicodeDecodeError)
         _silence_rasterio()
         with self._reading():
             # A name of its own for each, as rasterio knows openers by their names.
