@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -184,7 +184,7 @@ class ShardPipeline:
         self._versions: dict[int, ReadVersion] = {}
         self._failures: dict[int, ImageFailure] = {}
         self._tiled: dict[int, TiledImage] = {}
-        self._encoding: deque[Future[object]] = deque()
+        self._encoding: deque[Future[Any]] = deque()
         self._encoded: dict[int, Future[EncodedImage | ImageFailure]] = {}
 
     def run(self) -> "list[EncodedImage | ImageFailure]":

@@ -10,7 +10,7 @@ import pytest
 import torch
 from pycocotools import mask as coco_mask
 
-from htc_model.masks.seams import TileBox
+from htc_model.masks.tile_box import TileBox
 from pipeline.errors import TransientStorageError
 from pipeline.job_spec.tiles import TilesSection
 from pipeline.messages import Hang
