@@ -2,13 +2,17 @@
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from pipeline.inputs.formats.bands import AS_STORED, BandRule
 from pipeline.inputs.image_ref import ImageRef, ReadVersion
 from pipeline.inputs.large_images import MOST_DECODED_PIXELS, LargeImage
 from pipeline.inputs.read import fetch_image
-from pipeline.inputs.windows import open_stored
+from pipeline.inputs.windows import WindowedImage, open_stored
 from pipeline.storage.storage import Storage
+
+# Rows of the image that are read and reduced at once.
+STRIP_ROWS = 1024
 
 
 def read_overview(
@@ -28,7 +32,8 @@ def read_overview(
     if opened is not None:
         windows, read = opened
         try:
-            return windows.read_downsampled(max_side), windows.size, read
+            small = windows.read_downsampled(max_side) if windows.has_overviews else _read_strips(windows, max_side)
+            return small, windows.size, read
         finally:
             windows.close()
     payload, read = fetch_image(ref, storage)
@@ -37,3 +42,15 @@ def read_overview(
         return image.read_downsampled(max_side), image.size, read
     finally:
         image.close()
+
+
+def _read_strips(windows: WindowedImage, max_side: int) -> NDArray[np.uint8]:
+    """Read an image strip by strip, each once, and reduce it by a whole factor; a pixel is the mean of a square."""
+    height, width = windows.size
+    factor = -(-max(height, width) // max_side)
+    rows = factor * max(1, STRIP_ROWS // factor)
+    strips = []
+    for top in range(0, height, rows):
+        strip = windows.read(top, 0, min(rows, height - top), width)
+        strips.append(np.asarray(Image.fromarray(strip).reduce(factor)))
+    return np.concatenate(strips)
