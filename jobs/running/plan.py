@@ -27,6 +27,8 @@ from pipeline.errors import HtcError, ImageError, NotFoundError
 from pipeline.inputs.read import read_image
 from pipeline.job_spec.job import JobSpec
 from pipeline.machine_limits import machine_name
+from pipeline.models.factory import find_factory
+from pipeline.models.identity import is_here
 from pipeline.planning.estimate import WorkerRate
 from pipeline.planning.incremental import IncrementalPlan, NewRun
 from pipeline.planning.input_changes import InputChanges, InputComparison, suggest_command, translated_input_errors
@@ -42,7 +44,6 @@ from pipeline.runs.outcomes import EXIT_COMPLETE, EXIT_FAILED, EXIT_INPUT_CHANGE
 from pipeline.runs.run import RunHandle
 from pipeline.storage.storage import Storage
 from pipeline.text import count_of, format_duration
-from pipeline.weights.cache import weights_here
 from pipeline.weights.fingerprint import resolve_preset
 
 if TYPE_CHECKING:
@@ -116,8 +117,9 @@ def report_plan(
     options = options or EstimateOptions()
     check_options(options, spec)
     storage = _ReadOnlyStorage(spec.storage)
-    weights = weights_here(spec.model)
-    if weights is not None and weights.is_file():
+    if spec.model.factory is not None:
+        find_factory(spec.model.factory)
+    elif is_here(spec.model):
         spec = spec.model_copy(update={"model": resolve_preset(spec.model)})
     fingerprint = known_fingerprint(spec, storage, run)
     existing = _existing_run(spec, storage, fingerprint, run=run, fresh=fresh)

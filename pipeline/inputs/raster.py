@@ -4,8 +4,10 @@ GDAL sees the file only through `ByteRanges`: it opens no other file, address or
 """
 
 import contextlib
+import contextvars
 import itertools
 import logging
+import os
 import re
 import warnings
 import weakref
@@ -31,7 +33,6 @@ _OPTIONS = {
     # No search for files beside this one (.ovr, .msk, .aux.xml), of which each would be a request.
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     "GDAL_PAM_ENABLED": False,
-    "GDAL_CACHEMAX": GDAL_CACHE_BYTES // 2**20,
     # One image is one thread of the worker.
     "GDAL_NUM_THREADS": "1",
 }
@@ -62,6 +63,8 @@ class Raster:
             ImageError: `unreadable`: GDAL cannot open the file.
             StorageError: it cannot be read.
         """
+        # GDAL reads it once, for the whole process: rasterio's `Env` would set it back while other threads read.
+        os.environ.setdefault("GDAL_CACHEMAX", str(GDAL_CACHE_BYTES))
         import rasterio
         import rasterio.enums
         import rasterio.windows
@@ -69,6 +72,8 @@ class Raster:
 
         self._ranges = ranges
         self._failed: list[Exception] = []
+        # Rasterio keeps open files in variables of the context, which else would be that of the thread that opens.
+        self._context = contextvars.copy_context()
         self._rasterio = rasterio
         # Some of GDAL's errors are raised as they are, and have no public name.
         self._errors = (rasterio.errors.RasterioError, rasterio.errors.CRSError, CPLE_BaseError)
@@ -76,9 +81,11 @@ class Raster:
         with self._reading():
             # A name of its own for each, as rasterio knows openers by their names.
             name = f"htc-{next(_numbers)}.tif"
-            self._dataset: Any = rasterio.open(name, driver="GTiff", sharing=False, opener=self._open)
+            self._dataset: Any = self._context.run(
+                rasterio.open, name, driver="GTiff", sharing=False, opener=self._open
+            )
         # Also at the end of the process: GDAL would else ask an interpreter that is gone for the file.
-        self.close = weakref.finalize(self, self._dataset.close)
+        self.close = weakref.finalize(self, self._context.run, self._dataset.close)
         self.size: tuple[int, int] = self._dataset.shape
         self.bands: int = self._dataset.count
         self.dtype: str = self._dataset.dtypes[0]
@@ -113,7 +120,7 @@ class Raster:
         """
         distinct = list(dict.fromkeys(bands))
         with self._reading():
-            found = self._dataset.read(distinct, **self._options(place, len(distinct), shape))
+            found = self._context.run(self._dataset.read, distinct, **self._options(place, len(distinct), shape))
         return np.moveaxis(found[[distinct.index(band) for band in bands]], 0, -1)
 
     def mask(self, bands: Sequence[int], place: Place, *, shape: tuple[int, int] | None = None) -> NDArray[np.bool_]:
@@ -123,7 +130,7 @@ class Raster:
         whole = [band for band in bands if per_dataset in self._dataset.mask_flag_enums[band - 1]][:1]
         distinct = whole or list(dict.fromkeys(bands))
         with self._reading():
-            found = self._dataset.read_masks(distinct, **self._options(place, len(distinct), shape))
+            found = self._context.run(self._dataset.read_masks, distinct, **self._options(place, len(distinct), shape))
         # With a no-data value a pixel is without data where all its bands have that value.
         return np.asarray(found.any(axis=0))
 

@@ -95,13 +95,15 @@ def choose_system(selection: "Selection", asked: Crs) -> WorldSystem | None:
             f"No image of run {selection.run} says where it lies; leave --crs out, or add --crs pixels, for pixels."
         )
     if asked is Crs.NATIVE:
+        systems = selection.coordinate_systems(is_sparse=True) if len(systems) > 1 else systems
         if len(systems) > 1:
             names = ", ".join(_short(each) for each in systems[:4])
             raise SpecError(
                 f"The images of run {selection.run} are in {count_of(len(systems), 'coordinate system')} ({names}), "
-                "and a file holds one; use --crs wgs84, or choose images with --where."
+                "and a file holds one; use --crs wgs84, or choose instances of one with --where."
             )
-        (only,) = systems
+        # Without an instance that is chosen, any of them will do.
+        only = systems[0] if systems else WGS84
         return WorldSystem(only, _member(only))
     if any(each not in _LONGITUDE_LATITUDE for each in systems):
         _check_rasterio(systems)

@@ -1,8 +1,12 @@
 """Windows of a TIFF have the pixels of the whole image, whatever its layout; other formats are decoded whole."""
 
 import io
+import os
+import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,6 +27,7 @@ from pipeline.inputs.byte_ranges import BLOCK_BYTES, PayloadRanges, StoredRanges
 from pipeline.inputs.decode import decode_image
 from pipeline.inputs.formats.bands import AS_STORED, BandRule
 from pipeline.inputs.image_ref import ImageRef, tar_uri
+from pipeline.inputs.raster import GDAL_CACHE_BYTES
 from pipeline.inputs.tiff_windows import NotByWindowsError, TiffWindows
 from pipeline.inputs.windows import FILL_COLOR, ArrayWindows, open_windows
 from pipeline.storage.config import StorageSection
@@ -446,6 +451,27 @@ def test_blocks_are_joined_to_requests_and_forgotten(tmp_path: Path, monkeypatch
     assert ranges.requests == before + 1
 
 
+def test_threads_may_take_turns_with_an_image(tmp_path: Path, large: tuple[bytes, NDArray[np.uint8]]) -> None:
+    path = tmp_path / "big.tif"
+    path.write_bytes(large[0])
+    with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
+        image, _ = first.submit(open_windows, ImageRef(str(path)), Storage()).result()
+        for pool in (second, first):
+            found = pool.submit(image.read, 500, 300, 100, 120).result()
+            np.testing.assert_array_equal(found, large[1][500:600, 300:420])
+        second.submit(image.close).result()
+
+    def read(seed: int) -> bool:
+        image, _ = open_windows(ImageRef(str(path)), Storage())
+        places = np.random.default_rng(seed).integers(0, 900, (5, 2)).tolist()
+        equal = [(image.read(y, x, 64, 64) == large[1][y : y + 64, x : x + 64]).all() for y, x in places]
+        image.close()
+        return all(equal)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(read, range(12)))
+
+
 # --- limits and damage -----------------------------------------------------------------------------------------------
 
 
@@ -466,6 +492,23 @@ def test_without_the_package_small_files_are_read_whole(
             open_windows(ImageRef(str(path)), Storage(), **limits)
         assert caught.value.status == "too_large"
         assert "pip install 'htc-batch[geo]'" in caught.value.reason
+
+
+def test_gdal_keeps_no_more_decoded_tiles_than_it_may(tmp_path: Path) -> None:
+    """In a process of its own, as GDAL reads the limit once."""
+    (tmp_path / "a.tif").write_bytes(write_tiff(*layout_of("rgb", 8)))
+    program = (
+        "import sys\n"
+        "from pipeline.inputs import ImageRef, open_windows\n"
+        "from pipeline.storage.storage import Storage\n"
+        "open_windows(ImageRef(sys.argv[1]), Storage())[0].read(0, 0, 5, 5)\n"
+        "from rasterio._env import get_gdal_config\n"
+        "print(get_gdal_config('GDAL_CACHEMAX'))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "GDAL_CACHEMAX"}
+    command = [sys.executable, "-c", program, str(tmp_path / "a.tif")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert int(done.stdout) == GDAL_CACHE_BYTES
 
 
 def test_limits_are_for_what_is_decoded_whole(tmp_path: Path, large: tuple[bytes, Any]) -> None:

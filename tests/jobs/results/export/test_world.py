@@ -66,9 +66,9 @@ def write(tmp_path: Path) -> Write:
     return write
 
 
-def export(output: str, crs: Crs = Crs.AUTO) -> dict[str, Any]:
+def export(output: str, crs: Crs = Crs.AUTO, where: str | None = None) -> dict[str, Any]:
     folder = Path(output).parent / f"geojson-{crs}"
-    command.export_output(output, command.ExportRequest(command.Format.GEOJSON, folder, crs=crs))
+    command.export_output(output, command.ExportRequest(command.Format.GEOJSON, folder, crs=crs, where=where))
     document: dict[str, Any] = json.loads((folder / "instances.geojson").read_text())
     return document
 
@@ -162,6 +162,9 @@ def test_several_systems_are_one_in_wgs84_and_refused_in_native(write: Write) ->
     assert set(corners(second)[0]) == box(12.0, 49.5, 22.0, 47.0)
     with pytest.raises(SpecError, match=r"2 coordinate systems \(EPSG:32633, EPSG:4326\).*--crs wgs84"):
         export(output, Crs.NATIVE)
+    document = export(output, Crs.NATIVE, where="uri LIKE '%/1.png'")
+    assert set(corners(document["features"][0])[0]) == box(12.0, 49.5, 22.0, 47.0)
+    assert "crs" not in document
 
 
 def test_images_without_a_place_are_counted_and_left_out(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
