@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from htc_model.lazy_exports import attach
 
 if TYPE_CHECKING:
-    from htc_batch.commands import diff, evaluate, run
+    from htc_batch.commands import diff, evaluate, evaluate_panoptic, run
     from htc_batch.image_dataset import ImageDataset
+    from htc_batch.label_map import LabelMap
     from htc_batch.masks import Masks
     from htc_batch.results import Results
     from pipeline.datasets.check import check_dataset
@@ -33,6 +34,7 @@ __all__ = [
     "HtcError",
     "ImageDataset",
     "JobSpec",
+    "LabelMap",
     "Masks",
     "Results",
     "RunSummary",
@@ -40,6 +42,7 @@ __all__ = [
     "connect",
     "diff",
     "evaluate",
+    "evaluate_panoptic",
     "find_splits",
     "load_spec",
     "load_training_spec",
@@ -51,8 +54,9 @@ __all__ = [
 __getattr__ = attach(
     __name__,
     {
-        "commands": ["diff", "evaluate", "run"],
+        "commands": ["diff", "evaluate", "evaluate_panoptic", "run"],
         "image_dataset": ["ImageDataset"],
+        "label_map": ["LabelMap"],
         "masks": ["Masks"],
         "results": ["Results"],
         "pipeline.datasets": ["check_dataset", "find_splits"],

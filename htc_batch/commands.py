@@ -1,4 +1,4 @@
-"""What the commands do, as functions: run, evaluate, diff."""
+"""What the commands do, as functions: run, evaluate, evaluate_panoptic, diff."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -11,6 +11,7 @@ from pipeline.storage.storage import Storage
 if TYPE_CHECKING:
     from jobs.results.diff import Diff
     from jobs.results.evaluation import Evaluation
+    from jobs.results.panoptic_quality import PanopticEvaluation
     from pipeline.runs.summary import RunSummary
     from pipeline.storage.config import StorageSection
 
@@ -18,9 +19,13 @@ if TYPE_CHECKING:
 _KEYS = {
     "model": "model.preset",
     "weights": "model.weights",
+    "ensemble": "ensemble",
+    "augment": "model.augment",
     "score_threshold": "model.score_threshold",
     "max_detections": "model.max_detections",
     "precision": "model.precision",
+    "semantic": "model.semantic",
+    "panoptic": "model.panoptic",
     "workers": "compute.workers",
     "batch_size": "compute.batch_size",
     "shard_images": "compute.shard_images",
@@ -50,9 +55,10 @@ def run(
         fresh: begin a new run even if there is one to resume.
         incremental: only what is new or changed since the earlier runs (docs/nightly.md).
         overrides: keys of the spec with a dot, such as {"retry.max_attempts": 2}; of an input and an output only.
-        options: model, weights, score_threshold, max_detections, precision, workers, batch_size, shard_images, limit
-            and storage, of an input and an output only, as the flags of `htc run`; and what `pipeline.driver.run`
-            takes beside the spec, such as load_model, a function that returns your own model.
+        options: model, weights, ensemble (a list of members, or the section of a spec), augment, score_threshold,
+            max_detections, precision, semantic, panoptic, workers, batch_size, shard_images, limit and storage, of an
+            input and an output only, as the flags of `htc run`; and what `pipeline.driver.run` takes beside the spec,
+            such as load_model, a function that returns your own model.
 
     Returns:
         The summary, which is also in the run's summary.json; its `exit_code` is 0 when every image has its row and
@@ -102,6 +108,38 @@ def evaluate(
     """
     from htc_batch.results import section_of
     from jobs.results.evaluation import evaluate as judge
+
+    return judge(output, truth, run=run, storage_section=section_of(storage), **options)
+
+
+def evaluate_panoptic(
+    output: str,
+    truth: str,
+    run: str | None = None,
+    *,
+    storage: "Mapping[str, Any] | StorageSection | None" = None,
+    **options: Any,
+) -> "PanopticEvaluation":
+    """Score a run's panoptic segments, as `htc evaluate --panoptic` does (docs/evaluate.md).
+
+    Args:
+        truth: a file in COCO's panoptic format, a path or a URI, also gzipped; its PNGs are in the folder beside it of
+            its name without the ending.
+        run: None takes the newest run that has images.
+        storage: as for `open`.
+        options: classes (names to score), is_strict (refuse a truth with flaws), match ("name", "stem" or "id") and
+            worst.
+
+    Returns:
+        The evaluation: `qualities` has PQ, SQ and RQ of all categories, of things and of stuff; `to_dict()` is what
+        `htc evaluate --panoptic --format json` writes.
+
+    Raises:
+        HtcError: there is no such run, it has no panoptic segments, no annotated image is in it, or the truth cannot be
+            used.
+    """
+    from htc_batch.results import section_of
+    from jobs.results.panoptic_quality import evaluate_panoptic as judge
 
     return judge(output, truth, run=run, storage_section=section_of(storage), **options)
 

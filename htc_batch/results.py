@@ -8,15 +8,17 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import InputError, SpecError, StorageError
+from pipeline.job_spec.map_tables import MapTable
+from pipeline.output.layout import TableName
 from pipeline.output.results import ATTEMPTS
 from pipeline.output.results import Results as Tables
-from pipeline.output.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
+from pipeline.output.schema import TABLE_SCHEMAS
 from pipeline.output.views import check_parts, open_database, translated_sql_errors
 from pipeline.storage.storage import Storage
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from htc_batch.image_dataset import ImageDataset
+    from htc_batch.label_map import LabelMap
     from htc_batch.masks import Masks
     from jobs.results.diff import Diff
     from jobs.results.evaluation import Evaluation
@@ -37,11 +40,9 @@ BATCH_ROWS = 8192
 # Enough names to find a misspelt one, few enough to compare at once.
 MAX_NAMES_COMPARED = 50_000
 
-TableName = Literal["images", "instances"]
 Image = int | str | Mapping[str, Any]
 """How an image is named: by its image_id, its uri (or the end of one), or a row that has one of the two."""
 T = TypeVar("T")
-_SCHEMAS = {"images": IMAGES_SCHEMA, "instances": INSTANCES_SCHEMA}
 _RUN = pa.field("run", pa.string())
 
 
@@ -109,6 +110,44 @@ class Results(Tables):
             chosen &= _of_image(self.find_image(image, run))
         return self._read_chosen("instances", run, columns, chosen)
 
+    def semantic(
+        self, run: str | None = None, columns: Sequence[str] | None = None, *, image: Image | None = None
+    ) -> pa.Table:
+        """Read rows of `semantic` with a `run` column at the end; none where no run was asked for it.
+
+        Args:
+            columns: names; None for all.
+            image: only those of this image, see `masks`.
+
+        Raises:
+            InputError: there is no run of this name, no such column, or no such image.
+        """
+        chosen = _Choice() if image is None else _of_image(self.find_image(image, run))
+        return self._read_chosen("semantic", run, columns, chosen)
+
+    def panoptic(
+        self, run: str | None = None, columns: Sequence[str] | None = None, *, image: Image | None = None
+    ) -> pa.Table:
+        """Read rows of `panoptic`, as `semantic` does those of that table."""
+        chosen = _Choice() if image is None else _of_image(self.find_image(image, run))
+        return self._read_chosen("panoptic", run, columns, chosen)
+
+    def semantic_map(self, image: Image, run: str | None = LATEST) -> "LabelMap":
+        """Return an image's semantic map; its classes' masks are decoded when they are asked for.
+
+        Args:
+            image: see `masks`.
+            run: a run's name, "latest" or "current".
+
+        Raises:
+            InputError: the run has no such image, or was not asked for semantic maps.
+        """
+        return self._label_map("semantic", image, run)
+
+    def panoptic_map(self, image: Image, run: str | None = LATEST) -> "LabelMap":
+        """Return an image's panoptic map, as `semantic_map` does its semantic map."""
+        return self._label_map("panoptic", image, run)
+
     def batches(
         self,
         run: str | None = None,
@@ -138,7 +177,7 @@ class Results(Tables):
         """Read rows as a pandas data frame.
 
         Args:
-            choice: what `images` or `instances` take.
+            choice: what the method of the table's name takes.
 
         Raises:
             SpecError: pandas is not installed.
@@ -154,7 +193,7 @@ class Results(Tables):
         """Read rows as a polars data frame.
 
         Args:
-            choice: what `images` or `instances` take.
+            choice: what the method of the table's name takes.
 
         Raises:
             SpecError: polars is not installed.
@@ -329,9 +368,19 @@ class Results(Tables):
         self._opened = None
 
     def _table(self, table: TableName, choice: Mapping[str, Any]) -> pa.Table:
-        if table not in _SCHEMAS:
-            raise SpecError(f'There is no table {table}; the tables are "images" and "instances".')
-        return self.images(**choice) if table == "images" else self.instances(**choice)
+        if table not in TABLE_SCHEMAS:
+            raise SpecError(f"There is no table {table}; the tables are {', '.join(TABLE_SCHEMAS)}.")
+        read: pa.Table = getattr(self, table)(**choice)
+        return read
+
+    def _label_map(self, table: MapTable, image: Image, run: str | None) -> "LabelMap":
+        from htc_batch.label_map import LabelMap
+
+        row = self.find_image(image, run)
+        name = str(row["run"])
+        if table not in self.tables(name):
+            raise InputError(f"The run {name} was not asked for the table {table}; a run with --{table} writes it.")
+        return LabelMap(row, self._read_chosen(table, name, None, _of_image(row)), table)
 
     def _read_chosen(
         self, table: TableName, run: str | None, columns: Sequence[str] | None, chosen: "_Choice"
@@ -339,8 +388,7 @@ class Results(Tables):
         schema = _schema_of(table, columns)
         is_current = self._is_current(run)
         if not chosen.conditions and not is_current:
-            read = super().images if table == "images" else super().instances
-            return read(self._run_name(run), columns)
+            return self._read(table, self._run_name(run), columns)
         sql, values = self._select(table, run, columns, chosen)
         return self.ask(sql, values).cast(schema)
 
@@ -350,7 +398,7 @@ class Results(Tables):
         view: str = table
         whole = chosen
         if self._is_current(run):
-            view = "current" if table == "images" else "current_instances"
+            view = "current" if table == "images" else f"current_{table}"
         else:
             whole = _equal("run", self._run_name(run)) & chosen
         names = ", ".join(_schema_of(table, columns).names)
@@ -428,7 +476,7 @@ def _schema_of(table: TableName, columns: Sequence[str] | None) -> pa.Schema:
     Raises:
         InputError: there is no such column.
     """
-    schema = _SCHEMAS[table]
+    schema = TABLE_SCHEMAS[table]
     if isinstance(columns, str):
         raise SpecError(f'columns is a list of names, such as ["{columns}"], not the text {columns!r}.')
     for name in columns or ():

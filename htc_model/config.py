@@ -110,6 +110,8 @@ class ModelConfig:
     suppression: of detections: "hard" is NMS; the soft ones (arXiv:1704.04503) lower the scores of overlapping boxes:
         linear above `nms_iou`, gaussian by `soft_nms_sigma`; scores below `soft_nms_min_score` are dropped.
 
+    semantic_names: of the semantic branch's classes, one for each channel; none where they follow from the others, see
+        `htc_model.semantic_classes`.
     views: of test-time augmentation, a mirrored view behind its plain one; none is the plain image alone.
 
     Other fields: box_stds one row per cascade stage; score_threshold in [0, 1], detections score above it;
@@ -146,6 +148,7 @@ class ModelConfig:
     soft_nms_sigma: float = 0.5
     soft_nms_min_score: float = 0.001
     views: tuple[ViewConfig, ...] = ()
+    semantic_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.classes) != len(self.category_ids):
@@ -154,6 +157,10 @@ class ModelConfig:
             )
         if not self.classes or not self.box_stds:
             raise ModelConfigError(f"{self.name} needs at least one class and one stage.")
+        if self.semantic_names and len(self.semantic_names) != self.semantic_classes:
+            raise ModelConfigError(
+                f"{self.name} has {self.semantic_classes} semantic classes but {len(self.semantic_names)} names."
+            )
         self._check_parts()
         if self.has_class_specific_boxes and self.num_stages > 1:
             # A stage's refined box is the next stage's RoI, so there must be one box, not one per class.
@@ -330,6 +337,7 @@ _LATER_FIELDS: Mapping[str, Mapping[str, Any]] = {
         "soft_nms_sigma": 0.5,
         "soft_nms_min_score": 0.001,
         "views": [],
+        "semantic_names": [],
     },
     "backbone": {"is_modulated": False, "first_deformable": 3},
     "resize": {"has_bgr": False},

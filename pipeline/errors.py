@@ -3,7 +3,8 @@
 HtcError                      base of all; shown to the user without a traceback
 ├── SpecError                 a job spec or a command's arguments are wrong; exit code 2
 │   ├── RunMismatchError      a run is resumed with another model or spec; the message names the difference
-│   └── OutputOccupiedError   the output folder holds files that this program did not write
+│   ├── OutputOccupiedError   the output folder holds files that this program did not write
+│   └── ModelError            a model's factory is missing or fails, or its model does not keep to the protocol
 ├── InputError                the input is empty or cannot be listed; exit code 2
 ├── StorageError              a storage operation failed
 │   ├── NotFoundError         the object does not exist (any more)
@@ -46,6 +47,10 @@ class RunMismatchError(SpecError):
 
 class OutputOccupiedError(SpecError):
     """The output folder holds files that this program did not write."""
+
+
+class ModelError(SpecError):
+    """A model's factory cannot be found, fails, or returns what does not keep to the protocol of models."""
 
 
 class InputError(HtcError):

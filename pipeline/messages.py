@@ -8,6 +8,7 @@ from pipeline.errors import ImageStatus
 from pipeline.inputs.image_ref import ReadVersion
 
 if TYPE_CHECKING:
+    from pipeline.output.map_rows import MapRows
     from pipeline.output.rows import ImageRow, InstanceRow
 
 # Seconds of a shard by stage. Stages overlap, so their sum exceeds the wall clock: read and decode are summed
@@ -111,7 +112,7 @@ class PartialResult:
 
     positions: the images by their place in the shard, ascending.
     report: as of a committed shard.
-    image_rows: one per position; instance_rows: of all of them, in the same order.
+    image_rows: one per position; instance_rows: of all of them, in the same order; map_rows likewise.
     """
 
     index: int
@@ -119,6 +120,7 @@ class PartialResult:
     report: ShardResult
     image_rows: "tuple[ImageRow, ...]"
     instance_rows: "tuple[InstanceRow, ...]"
+    map_rows: "MapRows" = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from htc_model.inference.plan import (
     why_not_static,
 )
 from htc_model.network.detector import HTC
+from htc_model.network.semantic_head import cut_map
 from htc_model.structures import ImageBatch, RawDetections
 
 # A partly filled batch runs at the next of these sizes; a larger one runs in several parts.
@@ -31,8 +32,8 @@ BATCH_SIZES = (1, 2, 4, 8, 16)
 MAX_PLANS = 64
 
 Sizes = Sequence[tuple[int, int]]
-# A plan's padded shape, batch size, and whether it is exhaustive.
-PlanKey = tuple[tuple[int, int], int, bool]
+# A plan's padded shape, batch size, whether it is exhaustive, and whether it gives semantic logits.
+PlanKey = tuple[tuple[int, int], int, bool, bool]
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,10 @@ class FastModel:
         raws: list[RawDetections] = []
         for start in range(0, len(batch), BATCH_SIZES[-1]):
             part = slice(start, start + BATCH_SIZES[-1])
-            raws += self._infer_part(batch.pixels[part], batch.image_sizes[part], batch.original_sizes[part])
+            pixels, image_sizes = batch.pixels[part], batch.image_sizes[part]
+            raws += self._infer_part(
+                ImageBatch(pixels, image_sizes, batch.original_sizes[part], wants_semantic=batch.wants_semantic)
+            )
         return raws
 
     @torch.inference_mode()
@@ -117,7 +121,13 @@ class FastModel:
 
     @torch.inference_mode()
     def detect(
-        self, pixels: Tensor, image_sizes: Tensor, original_sizes: Tensor, *, is_exhaustive: bool = False
+        self,
+        pixels: Tensor,
+        image_sizes: Tensor,
+        original_sizes: Tensor,
+        *,
+        is_exhaustive: bool = False,
+        wants_semantic: bool = False,
     ) -> Detecting:
         """Start the box part.
 
@@ -126,11 +136,12 @@ class FastModel:
             image_sizes: [B, 2] int64 on the device, (height, width) before padding; (0, 0) marks an empty slot.
             original_sizes: [B, 2] int64 on the device; (1, 1) in an empty slot.
             is_exhaustive: exact for every image, but the host reads: for images that a first try left undecided.
+            wants_semantic: whether the detections also have semantic logits.
 
         Returns:
             To be given to `segment` before the next call of `detect`.
         """
-        key = ((pixels.shape[2], pixels.shape[3]), len(pixels), is_exhaustive)
+        key = ((pixels.shape[2], pixels.shape[3]), len(pixels), is_exhaustive, wants_semantic)
         plan = self._plan_for(key)
         inputs = pixels, image_sizes, original_sizes
         state = plan.boxes(*inputs) if is_exhaustive else self.graphs.boxes(key, plan, *inputs)
@@ -155,7 +166,7 @@ class FastModel:
     def _plan_for(self, key: PlanKey) -> InferencePlan:
         plan = self._plans.pop(key, None)
         if plan is None:
-            padded_shape, batch, is_exhaustive = key
+            padded_shape, batch, is_exhaustive, wants_semantic = key
             plan = InferencePlan(
                 self.network,
                 padded_shape,
@@ -163,19 +174,20 @@ class FastModel:
                 self.precision,
                 pool_levels=self._pool_levels,
                 is_exhaustive=is_exhaustive,
+                wants_semantic=wants_semantic,
             )
         self._plans[key] = plan
         if len(self._plans) > MAX_PLANS:
             self._plans.popitem(last=False)
         return plan
 
-    def _infer_part(self, pixels: Tensor, image_sizes: Sizes, original_sizes: Sizes) -> list[RawDetections]:
-        images = len(pixels)
-        filled = fill_batch(pixels, image_sizes, original_sizes)
-        detecting = self.detect(*filled)
+    def _infer_part(self, batch: ImageBatch) -> list[RawDetections]:
+        images, wants_semantic = len(batch), batch.wants_semantic
+        filled = fill_batch(batch.pixels, batch.image_sizes, batch.original_sizes)
+        detecting = self.detect(*filled, wants_semantic=wants_semantic)
         counts, is_exact = _read(detecting.plan, detecting.state.detections, images)
         if not all(is_exact):
-            detecting = self.detect(*filled, is_exhaustive=True)
+            detecting = self.detect(*filled, is_exhaustive=True, wants_semantic=wants_semantic)
             counts, _ = _read(detecting.plan, detecting.state.detections, images)
         found = self.segment(detecting, sum(counts))
         if found.mask_probs is not None:
@@ -186,7 +198,10 @@ class FastModel:
                 found.scores[image, :count],
                 found.labels[image, :count],
                 None if found.mask_probs is None else found.mask_probs[image, :count],
-                original_sizes[image],
+                batch.original_sizes[image],
+                semantic=None
+                if found.semantic_logits is None
+                else (cut_map(found.semantic_logits[image], batch.image_sizes[image]),),
             )
             for image, count in enumerate(counts)
         ]

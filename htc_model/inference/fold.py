@@ -4,7 +4,7 @@ What is computed where, for a compute dtype of bfloat16 or float16 (with float32
 
 | part | compute dtype | float32 |
 |---|---|---|
-| backbone, FPN, semantic branch | convolutions, activations | sampling and offsets of deformable convolutions |
+| backbone, FPN, semantic branch | convolutions, activations | deformable sampling and offsets, class logits |
 | RPN | the shared convolution | objectness logits and deltas (a 1x1 convolution), sigmoid, decoding, NMS |
 | guided RPN | the shared convolution | its four 1x1 convolutions, feature adaption, decoding, NMS |
 | box heads | the two shared layers | class logits and deltas (one layer), mean of logits, softmax, decoding, NMS |
@@ -62,6 +62,9 @@ class FoldedHTC(HTC):
             _settle_kernels(part)
             _fold_batch_norms(part)
         _replace_heads(self.roi_head)
+        if self.roi_head.semantic_head is not None:
+            # Computed for semantic maps only; its argmax depends on the last digits.
+            self.roi_head.semantic_head.conv_logits = InFloat32(self.roi_head.semantic_head.conv_logits)
         _cast(self, dtype)
         self.eval().requires_grad_(requires_grad=False)
 

@@ -63,6 +63,7 @@ class StaticDetections:
     mask_probs: [B, D, 28, 28] float32 in [0, 1], zeros in empty slots; None for a box-only model, or before `masks`.
     finite: [B, checks] bool, in the order of `InferencePlan.checks`; False where the image's values overflowed.
     is_exact: [B] bool; False where the fixed sizes did not suffice, and the exhaustive way must decide.
+    semantic_logits: [B, semantic_classes, H / 8, W / 8] of a plan that gives them.
     """
 
     boxes_xyxy: Tensor
@@ -72,6 +73,7 @@ class StaticDetections:
     mask_probs: Tensor | None
     finite: Tensor
     is_exact: Tensor
+    semantic_logits: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,7 @@ class InferencePlan:
         *,
         pool_levels: PoolLevels = static_ops.pool_levels,
         is_exhaustive: bool = False,
+        wants_semantic: bool = False,
     ) -> None:
         """Put what depends on the shape only onto the network's device.
 
@@ -122,6 +125,7 @@ class InferencePlan:
             pool_levels: RoIAlign, as `static_ops.pool_levels`.
             is_exhaustive: run NMS over any number of candidates and to the end, by operations whose shapes depend on
                 values: for the images that are not `is_exact`.
+            wants_semantic: whether it also gives the semantic branch's logits.
 
         Raises:
             ValueError: the network cannot run at fixed shapes, see `why_not_static`.
@@ -134,6 +138,7 @@ class InferencePlan:
         self.batch = batch
         self.precision = precision
         self.is_exhaustive = is_exhaustive
+        self.wants_semantic = wants_semantic
         self._pool_levels = pool_levels
         device = next(network.parameters()).device
         height, width = padded_shape
@@ -170,7 +175,9 @@ class InferencePlan:
         head = self.network.roi_head
         pixels = pixels.to(DTYPES[self.precision], memory_format=torch.channels_last)
         pyramid = self.network.features(pixels)
-        semantic_feat = head.semantic_forward(pyramid)
+        semantic_feat, semantic_logits = (
+            head.semantic_with_logits(pyramid) if self.wants_semantic else (head.semantic_forward(pyramid), None)
+        )
         proposals, is_real, finite, is_decided = self._propose(pyramid, image_sizes)
         if self._pool_levels is static_ops.pool_levels:
             # torchvision's operator takes float32; converted here, the features are converted once.
@@ -191,6 +198,7 @@ class InferencePlan:
             mask_probs=None,
             finite=torch.stack([finite, *finite_of_stages], dim=1),
             is_exact=is_decided & is_exact,
+            semantic_logits=semantic_logits,
         )
         return self._compact(detections, found, features, semantic_feat)
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from htc_model.masks.rle import encode_runs
+from htc_model.masks.semantic_runs import CHUNK_PIXELS, encode_semantic
 from htc_model.structures import Detections, RawDetections, Rle
 
 # MMDetection's test_cfg.rcnn.mask_thr_binary.
@@ -29,16 +30,23 @@ def encode_detections(raw: RawDetections, *, chunk_columns: int = CHUNK_COLUMNS)
 
     Args:
         raw: on any device.
-        chunk_columns: limits the memory, see `encode_masks`.
+        chunk_columns: limits the memory, see `encode_masks`; of the semantic map in proportion.
+
+    Raises:
+        NonFiniteError: a logit of the semantic map is NaN or infinite.
     """
-    masks = None
+    masks = semantic = None
     if raw.mask_probs is not None:
-        masks = encode_masks(raw.mask_probs, raw.boxes_xyxy, raw.original_size, chunk_columns=chunk_columns)
+        masks = encode_masks(raw.mask_probs, raw.mask_boxes, raw.original_size, chunk_columns=chunk_columns)
+    if raw.semantic is not None:
+        chunk_pixels = max(1, CHUNK_PIXELS * chunk_columns // CHUNK_COLUMNS)
+        semantic = encode_semantic(raw.semantic, raw.original_size, chunk_pixels=chunk_pixels)
     return Detections(
         boxes_xyxy=raw.boxes_xyxy.detach().float().cpu(),
         scores=raw.scores.detach().float().cpu(),
         labels=raw.labels.detach().cpu(),
         masks=masks,
+        semantic=semantic,
     )
 
 
@@ -79,20 +87,28 @@ def encode_masks(
             pieces.find_runs(start, min(start + chunk_columns, int(bounds[last])))
             for start in range(int(bounds[first]), int(bounds[last]), chunk_columns)
         ]
-        masks += _encode_chunks(chunks, range(first, last), size)
+        masks += encode_runs(*merge_runs(chunks, range(first, last)), size)
     return masks
 
 
-_Runs = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+Runs = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+"""Runs of foreground: the owner (the instance) of each, its begin and one past its end, as positions x * height + y."""
 
 
-def _encode_chunks(chunks: Sequence[_Runs], instances: range, size: tuple[int, int]) -> list[Rle]:
-    """Concatenate the runs of consecutive chunks, and encode the instances that they belong to."""
+def merge_runs(chunks: Sequence[Runs], instances: range) -> Runs:
+    """Concatenate the runs of consecutive chunks of columns, with touching runs merged.
+
+    Args:
+        chunks: the runs of `instances`, ascending; those of one instance may lie in several.
+
+    Returns:
+        begins and ends [R], and run_counts [N] of each of the instances, as `rle.encode_runs` takes them.
+    """
     nothing = np.zeros(0, np.int64)  # boxes outside the image have no columns, so no chunks
     owners, begins, ends = (np.concatenate([nothing, *(chunk[part] for chunk in chunks)]) for part in range(3))
     is_begin, is_end = _run_borders(owners, begins, ends)
     run_counts = np.bincount(owners[is_begin] - instances.start, minlength=len(instances)).astype(np.int64)
-    return encode_runs(begins[is_begin], ends[is_end], run_counts, size)
+    return begins[is_begin], ends[is_end], run_counts
 
 
 def _run_borders(
@@ -160,7 +176,7 @@ class PieceTable:
         place = _map_place(y, self.y0[owner], self.box_height[owner], self.side)
         return (place - (piece - 1)).clamp(0, 1)
 
-    def find_runs(self, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    def find_runs(self, start: int, stop: int) -> Runs:
         """Find the runs of foreground in the column slots [start, stop).
 
         Returns:

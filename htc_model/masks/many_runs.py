@@ -323,19 +323,24 @@ def intersect(a: ForegroundRuns, b: ForegroundRuns) -> ForegroundRuns:
     return _combine(a, b, needed=2)
 
 
+def subtract(a: ForegroundRuns, b: ForegroundRuns) -> ForegroundRuns:
+    """Return the masks of the pixels that are in the first mask of each pair only; the two of a pair have one size."""
+    return _combine(a, b, needed=1, weight_of_b=-1)
+
+
 def unite(a: ForegroundRuns, b: ForegroundRuns) -> ForegroundRuns:
     """Return the masks of the pixels that are in either mask of each pair; the two of a pair have one size."""
     return _combine(a, b, needed=1)
 
 
-def _combine(a: ForegroundRuns, b: ForegroundRuns, *, needed: int) -> ForegroundRuns:
-    """Return the masks of the pixels that `needed` masks of each pair cover."""
+def _combine(a: ForegroundRuns, b: ForegroundRuns, *, needed: int, weight_of_b: int = 1) -> ForegroundRuns:
+    """Return the masks of the pixels whose cover is `needed` or more: 1 by the first mask, a weight by the second."""
     offset = _offsets(a, b)
     edges, changes = [], []
-    for masks in (a, b):
+    for masks, weight in ((a, 1), (b, weight_of_b)):
         shift = offset[masks.mask_of_run]
         edges += [masks.begins + shift, masks.ends + shift]
-        changes += [np.ones(len(masks.begins), np.int64), np.full(len(masks.ends), -1, np.int64)]
+        changes += [np.full(len(masks.begins), weight, np.int64), np.full(len(masks.ends), -weight, np.int64)]
     edge, change = np.concatenate(edges), np.concatenate(changes)
     order = np.argsort(edge, kind="stable")
     edge, cover = edge[order], np.cumsum(change[order])

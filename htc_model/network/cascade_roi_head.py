@@ -53,6 +53,16 @@ class CascadeHead(nn.Module):
         """Map P2..P6 to `semantic_feat` [B, C, H / 8, W / 8]; None without the branch."""
         return None if self.semantic_head is None else self.semantic_head(pyramid)
 
+    def semantic_with_logits(self, pyramid: Sequence[Tensor]) -> tuple[Tensor | None, Tensor | None]:
+        """Map P2..P6 to what `semantic_forward` gives, and to class logits [B, semantic_classes, H / 8, W / 8].
+
+        Both are None without the branch. The features are the same to the last bit.
+        """
+        if self.semantic_head is None:
+            return None, None
+        fused = self.semantic_head.fuse(pyramid)
+        return self.semantic_head.embed(fused), self.semantic_head.classify(fused)
+
     def box_features(self, pyramid: Sequence[Tensor], semantic_feat: Tensor | None, rois: Tensor) -> Tensor:
         """Pool a box head's input: rois [K, 5] -> [K, C, 7, 7]."""
         features = pool_pyramid(pyramid, rois, BOX_POOL)

@@ -21,8 +21,9 @@ from htc_model.network.postprocess import BoxDetections, select_detections, to_o
 from htc_model.network.resnet import ResNet
 from htc_model.network.rpn import RPNHead
 from htc_model.network.scnet import SCNetHead
+from htc_model.network.semantic_head import cut_map
 from htc_model.network.senet import SENet
-from htc_model.structures import Detections, ImageBatch, RawDetections
+from htc_model.structures import Detections, ImageBatch, RawDetections, SemanticMap
 
 
 class HTC(nn.Module):
@@ -48,7 +49,7 @@ class HTC(nn.Module):
 
     @torch.inference_mode()
     def infer(self, batch: ImageBatch) -> list[RawDetections]:
-        """Detect and segment; masks stay 28x28 on the model's device.
+        """Detect and segment; masks stay 28x28 on the model's device, and semantic maps at a stride of 8.
 
         Runs under the caller's autocast, if any; boxes, scores and mask probabilities are float32 in any case.
         An image's detections do not depend on the other images of the batch.
@@ -68,16 +69,37 @@ class HTC(nn.Module):
     @torch.inference_mode()
     def infer_from(self, pyramid: Sequence[Tensor], batch: ImageBatch) -> list[RawDetections]:
         """Detect and segment, as `infer`, from features that are computed already: P2..P6."""
-        semantic_feat = self.roi_head.semantic_forward(pyramid)
+        semantic_feat, maps = self.semantic(pyramid, batch)
         proposals = self.propose(pyramid, batch)
         detected = self.detect(pyramid, semantic_feat, proposals, batch)
         mask_probs = self.segment(pyramid, semantic_feat, detected)
         return [
-            RawDetections(to_original(boxes, image_size, original_size), scores, labels, probs, original_size)
-            for (boxes, scores, labels), probs, image_size, original_size in zip(
-                detected, mask_probs, batch.image_sizes, batch.original_sizes, strict=True
+            RawDetections(
+                to_original(boxes, image_size, original_size),
+                scores,
+                labels,
+                probs,
+                original_size,
+                semantic=None if semantic is None else (semantic,),
+            )
+            for (boxes, scores, labels), probs, image_size, original_size, semantic in zip(
+                detected, mask_probs, batch.image_sizes, batch.original_sizes, maps, strict=True
             )
         ]
+
+    def semantic(
+        self, pyramid: Sequence[Tensor], batch: ImageBatch
+    ) -> tuple[Tensor | None, list[SemanticMap] | list[None]]:
+        """Compute the semantic branch: its features for the RoIs, and each image's map if the batch wants it.
+
+        Without the branch both are None.
+        """
+        if not batch.wants_semantic:
+            return self.roi_head.semantic_forward(pyramid), [None] * len(batch)
+        semantic_feat, logits = self.roi_head.semantic_with_logits(pyramid)
+        if logits is None:
+            return semantic_feat, [None] * len(batch)
+        return semantic_feat, [cut_map(*each) for each in zip(logits, batch.image_sizes, strict=True)]
 
     def features(self, pixels: Tensor) -> list[Tensor]:
         """Compute P2..P6 of normalised pixels [B, 3, H, W]."""

@@ -105,8 +105,15 @@ class SCNetHead(CascadeHead):
         Every RoI receives both, and RoIAlign of a constant is the constant, so that one pooling gives their sum. (Only
         an RoI without area, of which RoIAlign takes no sample, then lacks the context.)
         """
+        return self._with_context(super().semantic_forward(pyramid), pyramid)
+
+    def semantic_with_logits(self, pyramid: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Map P2..P6 to what `semantic_forward` gives, and to class logits."""
+        semantic_feat, logits = super().semantic_with_logits(pyramid)
+        return self._with_context(semantic_feat, pyramid), logits
+
+    def _with_context(self, semantic_feat: Tensor | None, pyramid: Sequence[Tensor]) -> Tensor:
         context: Tensor = self.glbctx_head(pyramid)
-        semantic_feat = super().semantic_forward(pyramid)
         return context if semantic_feat is None else semantic_feat + context
 
     def relay(self, box_features: Tensor) -> Tensor:

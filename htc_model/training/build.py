@@ -8,6 +8,7 @@ from torch import Tensor
 
 from htc_model.config import ModelConfig, ModelConfigError, config_from_dict, load_preset
 from htc_model.network.detector import HTC, build_model
+from htc_model.semantic_classes import OTHER
 from htc_model.training.freezing import freeze_backbone
 from htc_model.training.pretrained import InitialReport, initialise_heads, load_imagenet_lite0, load_initial
 from htc_model.training.spec import ModelSection, OptimiserSection, SamplingSection, TrainingSpec
@@ -50,14 +51,16 @@ def build_model_config(
     )
     switches = {
         name: value
-        for name in ("interleaved", "mask_info_flow", "semantic")
+        for name in ("interleaved", "mask_info_flow", "semantic", "neck", "roi_head")
         if (value := getattr(section, name)) is not None
     }
+    names = section.semantic_names or () if has_stuff else (*classes, OTHER)
     return replace(
         config,
         classes=tuple(classes),
         category_ids=tuple(category_ids),
-        semantic_classes=(section.semantic_classes or config.semantic_classes) if has_stuff else len(classes) + 1,
+        semantic_classes=len(names) or section.semantic_classes or config.semantic_classes,
+        semantic_names=tuple(names) if switches.get("semantic", config.semantic) else (),
         backbone=replace(config.backbone, norm=section.norm if section.norm != "batch" else config.backbone.norm),
         resize=resize,
         **switches,

@@ -83,9 +83,10 @@ def read_checkpoint(path: Path, spec: dict[str, Any], config: ModelConfig) -> Ch
             f"{path} was made with epochs {their_spec['epochs']}, which may grow, not shrink to {spec['epochs']}; "
             "train into another output folder."
         )
-    different = _differences(their_spec, {**spec, "epochs": their_spec["epochs"]}) + _differences(
-        config_to_dict(config_from_dict(theirs)), ours
-    )
+    their_config = config_to_dict(config_from_dict(theirs))
+    # Checkpoints of earlier releases do not name the semantic classes, which changes nothing that is computed.
+    their_config["semantic_names"] = their_config["semantic_names"] or ours["semantic_names"]
+    different = _differences(their_spec, {**spec, "epochs": their_spec["epochs"]}) + _differences(their_config, ours)
     if different:
         raise CheckpointError(
             f"{path} was made with other settings: {'; '.join(different)}. "

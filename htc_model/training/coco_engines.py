@@ -3,7 +3,7 @@
 import contextlib
 import io
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -94,9 +94,7 @@ def run_engine(
         from pycocotools.cocoeval import COCOeval
 
         make_coco, make_evaluation = COCO, COCOeval
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        # pycocotools prints its tables, and uses numpy in a way that numpy has deprecated.
-        warnings.simplefilter("ignore", DeprecationWarning)
+    with quiet():
         truth = _coco(make_coco, document)
         # loadRes reads the first result.
         found = truth.loadRes(detections) if detections else _coco(make_coco, {**document, "annotations": []})
@@ -114,6 +112,14 @@ def run_engine(
         recall=np.asarray(tables["recall"], np.float64),
         engine=f"{engine} {version(engine)}",
     )
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence pycocotools, which prints its tables, and uses numpy in a way that numpy has deprecated."""
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
 
 
 def _coco(make_coco: Any, document: Mapping[str, Any]) -> Any:

@@ -54,6 +54,25 @@ def evaluate_classes(
     Raises:
         AnnotationError: an image cannot be read: a score without it would be of another data set.
     """
+    results = detect_results(model, annotations, load_image, on_image=on_image)
+    scores, classes = score_with_classes(
+        results,
+        coco_document(annotations),
+        list(range(len(annotations.images))),
+        annotations.category_ids,
+        has_masks=model.config.has_masks,
+    )
+    return Evaluation(scores, dict(zip(annotations.classes, classes, strict=True)))
+
+
+def detect_results(
+    model: HTC, annotations: CocoAnnotations, load_image: LoadImage, *, on_image: OnImage | None = None
+) -> list[dict[str, Any]]:
+    """Detect on every image of a data set; args and raises as `evaluate_classes`.
+
+    Returns:
+        detections in COCO's result format; `image_id` is the image's index, as in `coco_document`.
+    """
     device = next(model.parameters()).device
     was_training = {module: module.training for module in model.modules()}
     model.eval()
@@ -72,14 +91,7 @@ def evaluate_classes(
         results.extend(_coco_results(detections, number, annotations.category_ids))
     for module, is_training in was_training.items():
         module.training = is_training
-    scores, classes = score_with_classes(
-        results,
-        coco_document(annotations),
-        list(range(len(annotations.images))),
-        annotations.category_ids,
-        has_masks=model.config.has_masks,
-    )
-    return Evaluation(scores, dict(zip(annotations.classes, classes, strict=True)))
+    return results
 
 
 def _coco_results(detections: Detections, image_id: int, category_ids: tuple[int, ...]) -> Iterator[dict[str, Any]]:

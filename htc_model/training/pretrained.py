@@ -56,7 +56,8 @@ def initialise_heads(model: HTC, seed: int = 0) -> None:
     FPN Xavier-uniform, proposal layers normal 0.01, class logits normal 0.01, box deltas normal 0.001, shared layers
     Xavier-uniform, mask and semantic layers He-normal by fan-out, biases zero (MMDetection 3.3, init_cfg). The
     exception: the logits of masks and semantic branch are normal 0.001: by fan-out, a network of one class would start
-    with logits of tens, and with a mask loss of 4 instead of log 2.
+    with logits of tens, and with a mask loss of 4 instead of log 2. For the same reason PANet's fully-connected mask
+    branch, which has a hundred times as many inputs, is normal 0.0001: by fan-out its loss would start at tens.
 
     Each layer's numbers depend on the seed and its name alone, so that networks that differ in their stages or
     switches start with the same numbers in the layers that they share.
@@ -70,6 +71,8 @@ def initialise_heads(model: HTC, seed: int = 0) -> None:
             nn.init.normal_(module.weight, std=0.01, generator=generator)
         elif name.endswith(("fc_reg", "conv_logits")):
             nn.init.normal_(module.weight, std=0.001, generator=generator)
+        elif name.endswith("fusion_fc"):
+            nn.init.normal_(module.weight, std=0.0001, generator=generator)
         elif name.startswith("neck.") or "shared_fcs" in name:
             nn.init.xavier_uniform_(module.weight, generator=generator)
         else:

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from htc_model.config import Norm
+from htc_model.config import Neck, Norm
 from htc_model.training.augment import Augmentation
 from htc_model.training.learning_rate import ScheduleKind
 from htc_model.weights.model_zoo import BUNDLED_PRESET
@@ -75,8 +75,10 @@ class ModelSection(_Section):
         backbone's batch norms, for training from scratch with small batches.
         short_side, long_side: pixels, the preset's own by default. interleaved, mask_info_flow, semantic: HTC's
         switches, the preset's own by default. stages: how many of the preset's box and mask heads; 1 without the
-        switches is Mask R-CNN. semantic_classes: how many labels the data's semantic maps have, the preset's own
-        (COCO's 183) by default; without maps there is one per class and one for the rest.
+        switches is Mask R-CNN. neck, roi_head: see `ModelConfig`, the preset's own by default; one stage without the
+        switches, with pafpn and panet, is PANet. semantic_classes: how many labels the data's semantic maps have, the
+        preset's own (COCO's 183) by default; without maps there is one per class and one for the rest. semantic_names:
+        of these labels, in their order; those of COCO-Stuff are known.
     """
 
     preset: str = BUNDLED_PRESET
@@ -91,7 +93,10 @@ class ModelSection(_Section):
     mask_info_flow: bool | None = None
     semantic: bool | None = None
     stages: int | None = Field(default=None, ge=1)
+    neck: Neck | None = None
+    roi_head: Literal["cascade", "panet"] | None = None
     semantic_classes: int | None = Field(default=None, ge=2, le=255)
+    semantic_names: tuple[str, ...] | None = Field(default=None, min_length=2, max_length=255)
 
     @model_validator(mode="before")
     @classmethod
@@ -100,6 +105,15 @@ class ModelSection(_Section):
         if isinstance(values, dict) and values.get("initial") == "coco":
             return {"preset": COCO_PRESET, **values}
         return values
+
+    @model_validator(mode="after")
+    def _count_semantic_names(self) -> "ModelSection":
+        names = self.semantic_names
+        if names is not None and self.semantic_classes not in (None, len(names)):
+            raise ValueError(f"semantic_classes is {self.semantic_classes}, and semantic_names has {len(names)} names")
+        if names is not None and len(set(names)) < len(names):
+            raise ValueError("semantic_names has a name twice")
+        return self
 
     @model_validator(mode="after")
     def _check_demo(self) -> "ModelSection":
@@ -198,6 +212,8 @@ class TrainingSpec(_Section):
             raise ValueError(
                 "model.semantic_classes counts the labels of semantic maps; name their folder as train.stuff"
             )
+        if self.model.semantic_names is not None and not self.has_stuff:
+            raise ValueError("model.semantic_names are those of semantic maps; name their folder as train.stuff")
         return self
 
     @model_validator(mode="before")

@@ -96,7 +96,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     own = _training_average(content)
     if own is not None:
         return own
-    wrapped = content.get("state_dict", content)
+    # torchvision's training scripts call it "model".
+    wrapped = content.get("state_dict", content.get("model", content))
     if not isinstance(wrapped, Mapping) or not wrapped:
         raise WeightsError(f"{path} holds no weights: its keys are {_some_names(content)}.")
     meta = content.get("meta") if "state_dict" in content else None

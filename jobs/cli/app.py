@@ -20,7 +20,7 @@ ORDER = (
     *("submit", "status", "top", "logs", "stop", "list", "manifests"),
     *("schedule", "scheduler", "metrics"),
     *("runs", "prune", "compact", "publish", "doctor"),
-    *("dataset", "train", "weights", "reproduce"),
+    *("dataset", "train", "model", "weights", "reproduce"),
 )
 
 

@@ -46,6 +46,7 @@ TEXTS: Mapping[str, Text] = {
     "--min-score": Text("F", "Only instances that score at least F."),
     "--once": Text(None, "Do it once and end: run what is due and wait for it, or show the view as plain text."),
     "--output": Text("OUTPUT", "The output, as the argument OUTPUT of `htc run`; when training, a folder."),
+    "--panoptic": Text(None, "Panoptic segments, things and stuff"),
     "--precision": Text("auto|fp32|bf16|fp16", "Arithmetic of the network; fp16 is for training only."),
     "--run": Text("NAME", "The run of this name."),
     "--runtime-env": Text(
@@ -53,6 +54,7 @@ TEXTS: Mapping[str, Text] = {
         "code: upload this htc-batch; image: the cluster's image has it; pip: Ray installs the libraries too.",
     ),
     "--seed": Text("N", "Random seed."),
+    "--semantic": Text(None, "Semantic maps"),
     "--spec": Text("FILE", "Spec (YAML); flags override it."),
     "--strict": Text(None, "Refuse flawed annotations instead of reporting and skipping them."),
     "--time-zone": Text("ZONE", "Time zone of --cron, such as Europe/Berlin."),

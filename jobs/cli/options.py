@@ -1,6 +1,6 @@
 """Flags and arguments that several commands share, and the keys of the job spec that they set."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, get_type_hints
 
@@ -72,19 +72,58 @@ class JobFlags:
 
     model: Annotated[
         str | None,
-        typer.Option("--model", metavar="PRESET", help="Network preset. [default: the weights' own]"),
+        typer.Option(
+            "--model",
+            metavar="MODEL",
+            help="Network preset, or a model of any family: package.module:function, torchvision:NAME, "
+            "transformers:NAME; see `htc model list`. [default: the weights' own]",
+        ),
         SpecKey("model.preset"),
+    ] = None
+    model_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model-option",
+            metavar="KEY=VALUE",
+            help="An option of a model that is none of the presets; can be repeated. VALUE is read as YAML.",
+            show_default=False,
+        ),
     ] = None
     weights: Annotated[
         str | None,
         typer.Option(
             "--weights",
             metavar="URI",
-            help="demo (bundled), coco (published), untrained, or a .pth or .safetensors file. "
-            "[default: demo, or coco with --model]",
+            help="demo (bundled), coco (published), untrained, or a .pth or .safetensors file; of other models default "
+            "(their own), untrained, or a file. [default: demo, coco with --model PRESET, else default]",
         ),
         SpecKey("model.weights"),
     ] = None
+    members: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--member",
+            metavar="[PRESET=]WEIGHTS",
+            help="In the place of --model and --weights, once for each network of an ensemble: a preset, weights, or "
+            "both; *2 behind it doubles its vote.",
+            show_default=False,
+        ),
+        SpecKey("model.ensemble.members"),
+    ] = None
+    fusion: Annotated[
+        str | None,
+        typer.Option(
+            "--fusion",
+            metavar="nms|soft_nms|wbf",
+            help="Of an ensemble's boxes: NMS or soft-NMS of their means, or weighted boxes fusion. [default: nms]",
+        ),
+        SpecKey("model.ensemble.fusion"),
+    ] = None
+    spread: Annotated[
+        bool,
+        typer.Option("--spread", help="Each network of an ensemble in a process of its own, with its share of a GPU."),
+        SpecKey("model.ensemble.spread"),
+    ] = False
     score_threshold: Annotated[
         float | None,
         typer.Option("--score-threshold", metavar="F", help="Keep instances that score above F. [default: 0.05]"),
@@ -105,6 +144,18 @@ class JobFlags:
         ),
         SpecKey("model.augment"),
     ] = None
+    semantic: Annotated[
+        bool,
+        typer.Option("--semantic", help="Semantic maps: store each image's as well, a mask for every class."),
+        SpecKey("model.semantic"),
+    ] = False
+    panoptic: Annotated[
+        bool,
+        typer.Option(
+            "--panoptic", help="Panoptic segments, things and stuff: store them as well, merged so that none overlap."
+        ),
+        SpecKey("model.panoptic"),
+    ] = False
     tiles: Annotated[
         str | None,
         typer.Option(
@@ -260,10 +311,27 @@ class JobFlags:
     def spec_values(self) -> Iterator[tuple[str, object]]:
         """Yield the spec's dotted keys and values that the given flags set."""
         yield from spec_values_of(self)
+        yield from model_options_of(self.model_option or ())
         if self.incremental or self.retry_failed:
             yield "select.mode", "incremental"
         if self.retry_failed:
             yield "select.retry", "failed"
+
+
+def model_options_of(given: Sequence[str]) -> Iterator[tuple[str, object]]:
+    """Yield the spec's dotted keys and values of `--model-option KEY=VALUE`.
+
+    Raises:
+        SpecError: one of them has no `=`, or its value is not valid YAML.
+    """
+    from pipeline.errors import SpecError
+    from pipeline.job_spec.parsing import parse_value
+
+    for each in given:
+        key, equals, text = each.partition("=")
+        if not equals or not all(key.split(".")):
+            raise SpecError(f"--model-option takes KEY=VALUE, such as min_size=640, not {each!r}.")
+        yield f"model.options.{key}", parse_value(text, f"--model-option {key}")
 
 
 def spec_values_of(flags: "DataclassInstance") -> Iterator[tuple[str, object]]:
@@ -272,7 +340,7 @@ def spec_values_of(flags: "DataclassInstance") -> Iterator[tuple[str, object]]:
     for field in fields(flags):
         value = getattr(flags, field.name)
         # By identity: 0 equals False, and `--max-error-rate 0` is a value.
-        if value is not None and value is not False:
+        if value is not None and value is not False and value != []:
             yield from ((key.name, value) for key in types[field.name].__metadata__ if isinstance(key, SpecKey))
 
 

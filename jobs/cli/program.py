@@ -152,6 +152,7 @@ def load_program() -> "TyperGroup":
         maintenance,
         manifests,
         metrics,
+        model,
         report,
         reproduce,
         results,

@@ -3,7 +3,7 @@
 import enum
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -34,6 +34,8 @@ class ExportFormat(enum.StrEnum):
     geojson = enum.auto()
     png = enum.auto()
     fiftyone = enum.auto()
+    coco_panoptic = "coco-panoptic"
+    semantic_png = "semantic-png"
 
 
 class EvaluationFormat(enum.StrEnum):
@@ -211,6 +213,12 @@ def show(
         ),
     ] = MatchRule.file_name,
     crops: Annotated[bool, typer.Option("--crops", help="A picture for each instance instead of each image.")] = False,
+    panoptic: Annotated[
+        bool,
+        typer.Option("--panoptic", help="Panoptic segments, things and stuff, instead of instances."),
+    ] = False,
+    semantic: Annotated[bool, typer.Option("--semantic", help="Semantic maps instead of instances.")] = False,
+    beside: Annotated[bool, typer.Option("--beside", help="The image itself beside each picture.")] = False,
     sheet: Annotated[bool, typer.Option("--sheet", help="Contact sheets, twelve pictures on each.")] = False,
     colour_by: Annotated[
         ColourBy,
@@ -250,6 +258,14 @@ def show(
     from jobs.results.show.command import show_overlays
     from jobs.results.show.request import MIN_LONG_SIDE, ShowRequest
 
+    contents: dict[Literal["crops", "panoptic", "semantic"], bool] = {
+        "crops": crops,
+        "panoptic": panoptic,
+        "semantic": semantic,
+    }
+    chosen = [name for name, is_chosen in contents.items() if is_chosen]
+    if len(chosen) > 1:
+        raise SpecError(f"Give one of --{' and --'.join(chosen)}, not both.")
     style = Style(
         colour_by="instance" if colour_by is ColourBy.INSTANCE else "category",
         has_labels=labels,
@@ -269,7 +285,8 @@ def show(
         run=run_name,
         truth=truth,
         match=Rule(match.value),
-        content="crops" if crops else "images",
+        content=chosen[0] if chosen else "images",
+        is_beside=beside,
         is_sheet=sheet,
         picture_format=picture_format.value,
         is_overwriting=overwrite,
@@ -321,7 +338,7 @@ def export(
     ] = False,
     storage: options.StorageFlags,
 ) -> None:
-    """Export instances for annotation tools, trainers and viewers.
+    """Export instances, or maps of segments or classes, for annotation tools, trainers and viewers.
 
     Nothing appears in DIR before everything is written.
     """
@@ -352,6 +369,14 @@ def evaluate(
         str, typer.Argument(metavar="TRUTH", help="A COCO JSON file, a path or URI; also gzipped, also panoptic.")
     ],
     *,
+    panoptic: Annotated[
+        bool,
+        typer.Option(
+            "--panoptic",
+            help="Panoptic segments, things and stuff: score them; TRUTH is a panoptic file beside the folder of its "
+            "PNGs.",
+        ),
+    ] = False,
     per_category: Annotated[bool, typer.Option("--per-category", help="The metrics of each category, too.")] = False,
     classes: Annotated[
         list[str] | None,
@@ -409,12 +434,32 @@ def evaluate(
 ) -> None:
     """Judge a run against COCO annotations.
 
-    COCO's twelve metrics for boxes and masks, what each kind of error costs, and the worst images.
+    COCO's twelve metrics for boxes and masks, what each kind of error costs, and the worst images; with --panoptic the
+    panoptic quality of its segments.
     """
     from jobs.results.evaluation import report_evaluation
     from jobs.results.evaluation.command import ReportFormat
     from jobs.results.evaluation.run_images import MatchRule as Rule
 
+    if panoptic:
+        from jobs.results.panoptic_quality import report_panoptic_quality
+
+        raise typer.Exit(
+            report_panoptic_quality(
+                output_uri,
+                annotations,
+                run=run_name,
+                classes=classes or (),
+                is_strict=strict,
+                match=Rule(match.value),
+                output_format=None if output_format is None else ReportFormat(output_format.value),
+                per_category=per_category,
+                folder=to,
+                worst=worst,
+                is_json=as_json,
+                storage_section=storage.section(),
+            )
+        )
     raise typer.Exit(
         report_evaluation(
             output_uri,

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import yaml
 
 from pipeline.errors import SpecError, WeightsUnavailableError
-from pipeline.job_spec.job import JobSpec
+from pipeline.job_spec.job import JobSpec, ModelSection
 from pipeline.job_spec.parsing import WEIGHTS_WORDS
 from pipeline.storage.uris import is_local, local_path
 
@@ -108,21 +108,31 @@ def runtime_env_for(
 
 def _add_weights(spec: JobSpec, working: Path, max_bytes: int) -> JobSpec:
     """Copy the weights file of a spec into the job's folder, which every node unpacks at the same path."""
-    named = spec.model.weights
+    members = [_add_file(member, working, number, max_bytes) for number, member in enumerate(spec.model.members)]
+    return spec.model_copy(update={"model": spec.model.with_members(members)})
+
+
+def _add_file(section: ModelSection, working: Path, number: int, max_bytes: int) -> ModelSection:
+    named = section.weights
     if named in WEIGHTS_WORDS or not is_local(named):
-        return spec
+        return section
     path = Path(local_path(named))
     if not path.is_file():
         raise WeightsUnavailableError(f"There is no weights file {path}.")
-    if path.stat().st_size > max_bytes:
+    # Of all members together, as they are uploaded together.
+    folder = working / WEIGHTS_FOLDER
+    present = sum(each.stat().st_size for each in folder.rglob("*") if each.is_file()) if folder.is_dir() else 0
+    if present + path.stat().st_size > max_bytes:
         raise SpecError(
-            f"{path} is larger than the {max_bytes // 2**20} MiB that a job can upload; put it into storage "
-            "that the cluster reaches (s3://...) and name that, or add --shared-paths if all nodes have this path."
+            f"{path} is larger than the {max_bytes // 2**20} MiB that a job can upload"
+            f"{', with the weights before it' if present else ''}; put it into storage that the cluster reaches "
+            "(s3://...) and name that, or add --shared-paths if all nodes have this path."
         )
-    (working / WEIGHTS_FOLDER).mkdir()
-    shutil.copy(path, working / WEIGHTS_FOLDER / path.name)
-    model = spec.model.model_copy(update={"weights": f"{WEIGHTS_FOLDER}/{path.name}"})
-    return spec.model_copy(update={"model": model})
+    # Files of several members may have one name, which the tables show.
+    place = f"{WEIGHTS_FOLDER}/{number}" if number else WEIGHTS_FOLDER
+    (working / place).mkdir(parents=True)
+    shutil.copy(path, working / place / path.name)
+    return section.model_copy(update={"weights": f"{place}/{path.name}"})
 
 
 def requirements() -> list[str]:

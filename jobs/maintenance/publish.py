@@ -54,7 +54,7 @@ def publish_output(
     """
     with opened_publisher(output_uri, catalog, namespace, storage_section) as (results, publisher):
         records, left_out = _chosen(results, run, publisher, is_over_budget_included=is_over_budget_included)
-        publisher.make()
+        publisher.make(records)
         missing = [record for record in records if not publisher.has(results, record.run)]
         # In order: after a run that cannot be added now, none is.
         entered = list(takewhile(lambda record: _add(publisher, results, record), missing))

@@ -215,8 +215,10 @@ def fit_spec(spec: JobSpec, shape: ClusterShape) -> JobSpec:
 
 def _check_reachable(spec: JobSpec, volumes: tuple[Volume, ...]) -> None:
     places = {"input.uri": spec.input.uri, "output.uri": spec.output.uri}
-    if spec.model.weights not in ("demo", "coco", "untrained"):
-        places["model.weights"] = spec.model.weights
+    for number, member in enumerate(spec.model.members):
+        if member.weights not in ("demo", "coco", "untrained"):
+            key = "model.weights" if spec.model.ensemble is None else f"model.ensemble.members.{number}.weights"
+            places[key] = member.weights
     for key, uri in places.items():
         mounted = next((volume for volume in volumes if volume.holds(uri)), None)
         if mounted is not None and mounted.is_read_only and key == "output.uri":

@@ -3,10 +3,12 @@
 import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from jobs.results.map_tables import check_table
 from jobs.results.query import read_instances
 from pipeline.errors import InputError
+from pipeline.job_spec.map_tables import MapTable
 from pipeline.output.views import query_views
 from pipeline.storage.uris import home_path
 
@@ -17,6 +19,13 @@ if TYPE_CHECKING:
 
 # Enough names to find a misspelt one, few enough to compare at once.
 MAX_NAMES_COMPARED = 50_000
+
+# Rows of other tables with the columns by which instances are chosen: what has no score counts as certain.
+_AS_INSTANCES = {
+    "instances": "*",
+    "panoptic": "* REPLACE (coalesce(score, 1.0) AS score)",
+    "semantic": "*, class AS category, 1.0 AS score",
+}
 
 CURRENT = "current"
 """Stands for each image's newest rows of all runs, where no run has this name; see `htc export`."""
@@ -92,19 +101,25 @@ class ImageLookup:
         run: the run's name, or "current".
 
     Raises:
-        InputError: there is no run of this name.
+        InputError: there is no run of this name, or it has no such table.
     """
 
-    def __init__(self, results: "Results", run: str | None = None) -> None:
+    def __init__(
+        self, results: "Results", run: str | None = None, table: Literal["instances"] | MapTable = "instances"
+    ) -> None:
+        """Choose; `table`: by whose rows images are chosen and whose categories are known."""
         self.run = results.newest_run() if run is None else run
         self._results = results
         if self.run == CURRENT and CURRENT not in results.runs():
-            self._images, self._instances = "current", "current_instances"
+            self._images = "current"
+            self._instances = f"(SELECT {_AS_INSTANCES[table]} FROM current_{table})"  # noqa: S608 - our own words
             self._runs = results.runs()
         else:
             results.check_run(self.run)
+            if table != "instances":
+                check_table(results, self.run, table)
             self._images = "(SELECT * FROM images WHERE run = $run)"
-            self._instances = "(SELECT * FROM instances WHERE run = $run)"
+            self._instances = f"(SELECT {_AS_INSTANCES[table]} FROM {table} WHERE run = $run)"  # noqa: S608
             self._runs = [self.run]
 
     @property

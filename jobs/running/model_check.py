@@ -3,19 +3,20 @@
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from htc_model.weights.model_zoo import UnknownWeightsError, find
-from jobs.terminal.console import size_of
-from pipeline.errors import WeightsUnavailableError
-from pipeline.job_spec.job import JobSpec, ModelSection
+from jobs.running.member_check import describe_memory, describe_model
+from pipeline.errors import HtcError
+from pipeline.job_spec.job import JobSpec
 from pipeline.machine_limits import usable_memory
+from pipeline.messages import ImageFailure
+from pipeline.models.factory import search_path
+from pipeline.models.identity import fingerprint_of, is_here
 from pipeline.output.run_record import RunRecord, list_records, load_record
 from pipeline.planning.worker_plan import WorkerPlan, local_cpus, plan_workers
 from pipeline.storage.storage import Storage
-from pipeline.weights.cache import weights_here
-from pipeline.weights.fingerprint import compute_fingerprint
+from pipeline.weights.fingerprint import with_tiles
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,36 +49,16 @@ def check_model(spec: JobSpec, images: "Sequence[NDArray[np.uint8]] | None") -> 
     Args:
         images: decoded images, [H, W, 3] uint8 RGB; None does not import torch.
     """
-    section = spec.model
-    weights = weights_here(section)
-    if section.weights == "untrained":
-        lines = [("model", f"{section.preset}, untrained weights: its detections mean nothing")]
-    elif weights is None:
-        problem = _why_not_fetchable(section)
-        fetch = "" if problem else "; the run fetches them"
-        lines = [("model", f"{section.preset}, weights {section.weights}: not on this machine{fetch}")]
-        return ModelCheck([*lines, ("", "neither loaded nor timed")], problem)
-    elif not weights.is_file():
-        return ModelCheck([("model", section.preset)], f"There is no weights file {weights}.")
-    else:
-        size = size_of(weights.stat().st_size)
-        lines = [("model", f"{section.preset}, weights {weights} ({size})")]
+    lines, problem = describe_model(spec.model)
+    if problem or not is_here(spec.model):
+        return ModelCheck(lines if problem else [*lines, ("", "neither loaded nor timed")], problem)
     if images is None:
         return ModelCheck(lines)
+    memory, problem = describe_memory(spec)
+    lines += memory
+    if problem:
+        return ModelCheck(lines, problem)
     return _load_and_time(spec, sorted(images, key=lambda image: image.shape[0] * image.shape[1]), lines)
-
-
-def _why_not_fetchable(section: ModelSection) -> str | None:
-    """Return why a run cannot fetch its published weights, as far as is known without a network; else None."""
-    if section.weights != "coco":
-        return None
-    try:
-        has_file = find(section.preset).url is not None
-    except UnknownWeightsError:
-        has_file = False
-    if has_file:
-        return None
-    return f"No weights of {section.preset} are published; give --weights FILE, or --weights untrained."
 
 
 def known_fingerprint(spec: JobSpec, storage: Storage, run: str | None) -> Mapping[str, Any]:
@@ -85,13 +66,16 @@ def known_fingerprint(spec: JobSpec, storage: Storage, run: str | None) -> Mappi
 
     Weights that are not on this machine yet are assumed to be those of the run that would be resumed.
     """
-    weights = weights_here(spec.model)
-    if spec.model.weights == "untrained" or (weights is not None and weights.is_file()):
-        return asdict(compute_fingerprint(spec.model))
+    section = spec.model
+    if is_here(section):
+        return with_tiles(fingerprint_of(section), spec.tiles).to_dict()
     record = _record(spec, storage, run)
-    untrained = asdict(compute_fingerprint(spec.model.model_copy(update={"weights": "untrained"})))
     recorded = record.fingerprint if record else {}
-    return {**untrained, "weights_sha256": recorded.get("weights_sha256"), "trained": True}
+    if section.ensemble is not None:
+        # What the members' files hold is part of one hash, which only the run knows.
+        return {**recorded} if recorded.get("preset") == section.preset else {"preset": section.preset}
+    untrained = with_tiles(fingerprint_of(section.model_copy(update={"weights": "untrained"})), spec.tiles)
+    return {**untrained.to_dict(), "weights_sha256": recorded.get("weights_sha256"), "trained": True}
 
 
 def plan_local_workers(spec: JobSpec, shards: int, gpus: int) -> tuple[WorkerPlan, str]:
@@ -112,23 +96,22 @@ def _record(spec: JobSpec, storage: Storage, run: str | None) -> RunRecord | Non
 def _load_and_time(spec: JobSpec, images: "Sequence[NDArray[np.uint8]]", lines: list[tuple[str, str]]) -> ModelCheck:
     import torch
 
-    from htc_model.masks.encode import encode_detections
-    from htc_model.preprocess import build_batch
+    from htc_model.config import ModelConfigError
     from htc_model.weights.openmmlab import WeightsError
-    from pipeline.worker.segmenter import load_model, pick_device
+    from pipeline.worker.open_model import open_model
+    from pipeline.worker.segmenter import DecodedImage, Segmenter, pick_device
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     plan, _ = plan_local_workers(spec, shards=1, gpus=gpus)
     device = pick_device(plan.gpus)
     start = time.perf_counter()
     try:
-        model = load_model(spec.model)
-    except (WeightsUnavailableError, WeightsError) as error:
+        model, precision = open_model(spec.model, None, device, gpus=plan.gpus, folders=search_path())
+    except (HtcError, WeightsError, ModelConfigError) as error:
         return ModelCheck(lines, str(error), gpus=gpus)
-    if isinstance(model, torch.nn.Module):
-        model.to(device)
+    segmenter = Segmenter(model, device, precision=precision, batch_size=1)
     load_s = time.perf_counter() - start
-    if spec.model.weights != "untrained":
+    if spec.model.factory is None and all(member.weights != "untrained" for member in spec.model.members):
         lines = [*lines, ("", "the weights fit the preset, key by key")]
     if not images:
         return ModelCheck(lines, load_s=load_s, gpus=gpus)
@@ -139,9 +122,10 @@ def _load_and_time(spec: JobSpec, images: "Sequence[NDArray[np.uint8]]", lines: 
         image_s = 0.0
         for _ in range(2):
             start = time.perf_counter()
-            with torch.inference_mode():
-                raw = model.infer(build_batch([image], model.config, device))
-            encode_detections(raw[0])
+            ((_, found),) = segmenter.segment([DecodedImage(0, "the sampled image", image)])
+            if isinstance(found, ImageFailure):
+                return ModelCheck(lines, f"The model fails: {found.reason}.", load_s=load_s, gpus=gpus)
+            segmenter.encode(found)
             image_s = time.perf_counter() - start
             if image_s > WARM_UP_S:
                 break

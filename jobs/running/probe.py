@@ -13,7 +13,7 @@ from pipeline import logs
 from pipeline.errors import HtcError, RunError, SpecError
 from pipeline.inputs.image_ref import ImageRef
 from pipeline.inputs.shard import Shard
-from pipeline.job_spec.job import JobSpec
+from pipeline.job_spec.job import JobSpec, ModelSection
 from pipeline.messages import Assignment, PartialResult, ShardFailure, WorkerFailure
 from pipeline.planning.estimate import WorkerRate, mean_range
 from pipeline.planning.worker_plan import WorkerPlan
@@ -69,7 +69,8 @@ def run_probe(spec: JobSpec, storage: Storage, sample: Sequence[ImageRef], plan:
     from pipeline.driver.run_job import worker_settings
     from pipeline.worker.worker import Worker
 
-    _check_weights(spec)
+    for member in spec.model.members:
+        _check_weights(member)
     if not sample:
         raise SpecError("There is no image to probe; leave out --probe.")
     settings = replace(worker_settings(spec, PROBE_RUN), cpus=plan.cpus, gpus=plan.gpus)
@@ -132,14 +133,14 @@ def _segment(worker: "Worker", shard: Shard, positions: tuple[int, ...]) -> Part
     return outcome
 
 
-def _check_weights(spec: JobSpec) -> None:
-    if spec.model.weights == "untrained":
+def _check_weights(section: ModelSection) -> None:
+    if section.weights == "untrained" or (section.factory is not None and section.weights == "default"):
         return
-    weights = weights_here(spec.model)
+    weights = weights_here(section)
     if weights is None:
         raise SpecError(
-            f"A probe needs the weights of {spec.model.preset} on this machine; fetch them with: htc weights fetch "
-            f"{spec.model.preset}"
+            f"A probe needs the weights of {section.preset} on this machine; fetch them with: htc weights fetch "
+            f"{section.preset}"
         )
-    if not weights.is_file():
+    if not weights.exists():
         raise SpecError(f"There is no weights file {weights}.")

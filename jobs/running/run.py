@@ -133,7 +133,8 @@ def _outcome(summary: RunSummary, spec: JobSpec) -> Iterator[tuple[str, str]]:
         yield "late", f"it ended after its deadline, {deadline}"
     trained = "" if summary.is_trained else ", untrained weights: the masks mean nothing"
     yield "model", f"{summary.model or spec.model.preset}{trained}"
-    yield "tables", f"{spec.output.uri} (images/, instances/, runs/{summary.run}/)"
+    tables = ", ".join(f"{table}/" for table in ("images", "instances", *spec.model.map_tables))
+    yield "tables", f"{spec.output.uri} ({tables}, runs/{summary.run}/)"
 
 
 def _report_failures(summary: RunSummary) -> None:

@@ -27,7 +27,8 @@ from pipeline.errors import (
 )
 from pipeline.inputs.listing import list_images
 from pipeline.inputs.read import read_image
-from pipeline.job_spec.job import JobSpec
+from pipeline.job_spec.job import JobSpec, ModelSection
+from pipeline.models.factory import find_factory, search_path
 from pipeline.runs.outcomes import EXIT_USAGE
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import is_local, join, local_path
@@ -66,7 +67,9 @@ def check_nodes(spec: JobSpec, *, notify: Callable[[str], None], run_on_nodes: R
         StorageError: the output cannot be written from here.
     """
     with _marker_in_output(spec) as marker:
-        results = run_on_nodes(check_node, spec, marker, notify=notify)
+        # Of the presets nothing is searched.
+        folders = () if spec.model.factory is None else search_path()
+        results = run_on_nodes(check_node, spec, marker, *([folders] if folders else []), notify=notify)
     for node, result in sorted(results.items()):
         if result.problem:
             error = PreflightError(f"On the cluster's node {node}: {result.problem}{_shared_advice(spec, result)}")
@@ -91,11 +94,12 @@ def _marker_in_output(spec: JobSpec) -> Iterator[str]:
                 Path(local_path(spec.output.uri)).rmdir()
 
 
-def check_node(spec: JobSpec, marker: str) -> PreflightResult:
+def check_node(spec: JobSpec, marker: str, folders: tuple[str, ...] = ()) -> PreflightResult:
     """Check in a node's process what its workers will do.
 
     Args:
         marker: a file that the driver has written into the output.
+        folders: where the factory of a model of one's own is searched, see `pipeline.models.factory`.
     """
     if importlib.util.find_spec("torch") is None:
         return PreflightResult("torch is not installed, which the workers need.", EXIT_USAGE)
@@ -104,6 +108,7 @@ def check_node(spec: JobSpec, marker: str) -> PreflightResult:
         _check_input(spec, storage)
         _check_output(spec, storage, marker)
         _check_weights(spec, storage)
+        _check_factory(spec, folders)
     except HtcError as error:
         return PreflightResult(str(error), error.exit_code)
     return PreflightResult()
@@ -141,11 +146,15 @@ def _check_output(spec: JobSpec, storage: Storage, marker: str) -> None:
 
 
 def _check_weights(spec: JobSpec, storage: Storage) -> None:
-    section = spec.model
+    for member in spec.model.members:
+        _check_weights_of(member, storage)
+
+
+def _check_weights_of(section: ModelSection, storage: Storage) -> None:
     here = weights_here(section)
-    if here is not None and not here.is_file():
+    if here is not None and not (here.is_file() or (section.factory is not None and here.is_dir())):
         raise WeightsUnavailableError(f"there is no weights file {here}.")
-    if here is not None or section.weights == "untrained":
+    if here is not None or section.weights in {"untrained", "default"}:
         return
     with suppress(UnknownWeightsError):
         uri = find(section.preset).url if section.weights == "coco" else section.weights
@@ -156,8 +165,14 @@ def _check_weights(spec: JobSpec, storage: Storage) -> None:
             raise WeightsUnavailableError(f"the weights cannot be reached: {error}") from error
 
 
+def _check_factory(spec: JobSpec, folders: tuple[str, ...]) -> None:
+    if spec.model.factory is not None:
+        find_factory(spec.model.factory, folders)
+
+
 def _shared_advice(spec: JobSpec, result: PreflightResult) -> str:
-    names = [place for place in (spec.input.uri, spec.output.uri, spec.model.weights) if is_local(place)]
+    weights = [member.weights for member in spec.model.members]
+    names = [place for place in (spec.input.uri, spec.output.uri, *weights) if is_local(place)]
     if any(name in result.problem for name in names):
         return " A local path must be the same on all nodes of a cluster: use shared storage (s3://...) or a mount."
     return ""

@@ -1,11 +1,15 @@
 """Rows of a shard that the driver commits: from partial results, verdicts, and the reason to give up."""
 
 from collections import Counter
+from collections.abc import Sequence
 from itertools import groupby
 from operator import attrgetter
 
+from pipeline.inputs.image_ref import image_id
 from pipeline.inputs.shard import Shard
+from pipeline.job_spec.map_tables import MapTable
 from pipeline.messages import ImageFailure, ShardOutcome, ShardResult
+from pipeline.output.map_rows import MapRows, joined
 from pipeline.output.rows import ImageRow, InstanceRow, build_image_row
 from pipeline.telemetry import StageClock
 
@@ -41,6 +45,13 @@ def assemble_rows(shard: Shard, settled: ShardOutcome, *, model: str) -> Rows:
             instances[number] = list(rows)
     ordered = [images[position] for position in sorted(images)]
     return ordered, [row for image in ordered for row in instances.get(image.image_id, [])]
+
+
+def assemble_maps(shard: Shard, settled: ShardOutcome, tables: Sequence[MapTable]) -> MapRows:
+    """Assemble a shard's rows of the tables of maps in the order of its images; those that failed have none."""
+    places = {image_id(ref.uri): place for place, ref in enumerate(shard.images)}
+    found = joined((piece.map_rows for piece in settled.pieces), tables)
+    return {table: sorted(rows, key=lambda row: places[row.image_id]) for table, rows in found.items()}
 
 
 def build_report(shard: Shard, settled: ShardOutcome, rows: Rows) -> ShardResult:

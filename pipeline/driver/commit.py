@@ -1,10 +1,12 @@
 """Commits by the driver, of shards that no worker commits."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.driver.assemble import assemble_rows, build_report
+from pipeline.driver.assemble import assemble_maps, assemble_rows, build_report
 from pipeline.errors import HtcError, RunError
 from pipeline.inputs.shard import Shard
+from pipeline.job_spec.map_tables import MapTable
 from pipeline.messages import ShardOutcome, ShardResult
 from pipeline.output.commit import commit_shard, images_part
 from pipeline.storage.storage import Storage
@@ -25,12 +27,15 @@ class DriverCommit:
 class ShardCommitter:
     """Writes shards of one run into its tables."""
 
-    def __init__(self, storage: Storage, output_uri: str, run: str, *, model: str) -> None:
-        """`model`: its name, for the rows."""
+    def __init__(
+        self, storage: Storage, output_uri: str, run: str, *, model: str, map_tables: Sequence[MapTable] = ()
+    ) -> None:
+        """`model`: its name, for the rows. `map_tables`: the tables of maps that the run has."""
         self._storage = storage
         self._output_uri = output_uri
         self._run = run
         self._model = model
+        self._map_tables = map_tables
 
     def commit(self, shard: Shard, settled: ShardOutcome) -> DriverCommit:
         """Commit a shard whose images are all settled, unless a worker has committed it.
@@ -42,7 +47,8 @@ class ShardCommitter:
         try:
             was_committed = self._storage.exists(images_part(self._output_uri, self._run, shard.index))
             if not was_committed:
-                commit_shard(self._storage, self._output_uri, self._run, shard.index, *rows)
+                maps = assemble_maps(shard, settled, self._map_tables)
+                commit_shard(self._storage, self._output_uri, self._run, shard.index, *rows, maps=maps)
         except HtcError as error:
             raise RunError(
                 f"The tables cannot be written: {error} What is committed stays. Run the same command again to resume."

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cluster.connection import connected_nodes, ray_cluster, starting_early
@@ -22,11 +23,14 @@ from pipeline.driver.progress_file import ProgressFile, remove_progress
 from pipeline.driver.run_limits import open_limits
 from pipeline.driver.session import Session, ray_pool
 from pipeline.driver.traces import RunTrace
-from pipeline.errors import InputError, RunError, StorageError
+from pipeline.errors import InputError, RunError, SpecError, StorageError
 from pipeline.inputs.formats.bands import rule_of
 from pipeline.job_spec.job import ComputeSection, JobSpec
+from pipeline.job_spec.map_tables import check_has_maps
 from pipeline.logs import chosen_level, is_json, log_event, note, set_place
 from pipeline.maintenance.running_compaction import RunningCompaction
+from pipeline.models.factory import search_path
+from pipeline.models.identity import identify_model, is_here
 from pipeline.otel import Otel, check_telemetry, sending, settings_for
 from pipeline.planning.input_changes import InputChanges, compare_input, suggest_command
 from pipeline.planning.planner import require_images
@@ -41,8 +45,8 @@ from pipeline.runs.summary import RunSummary
 from pipeline.signals import StopRequest, interruptible
 from pipeline.storage.storage import Storage
 from pipeline.text import count_of
-from pipeline.weights.cache import resolve_weights, weights_here
-from pipeline.weights.fingerprint import ModelFingerprint, compute_fingerprint, resolve_preset, with_tiles
+from pipeline.weights.cache import resolve_weights
+from pipeline.weights.fingerprint import ModelFingerprint, resolve_config, with_tiles
 from pipeline.weights.naming import model_name
 from pipeline.worker.worker import WorkerSettings
 
@@ -58,6 +62,7 @@ DEMO_NOTE = (
     "This is the small demo model, which knows persons only; for COCO's 80 classes: --model htc_r50_fpn fetches "
     "published weights."
 )
+DEMO_MAPS_NOTE = " Its semantic map knows persons and everything else, and no stuff."
 
 
 def run(
@@ -95,6 +100,8 @@ def run(
             what is committed stays.
     """
     began = datetime.now(UTC)
+    if load_model is not None and spec.model.ensemble is not None:
+        raise SpecError("A model of your own (load_model) and an ensemble exclude each other; keep one.")
     display = progress or choose_progress()
     storage = Storage(spec.storage)
     start_up = start_up or StartUp()
@@ -113,10 +120,12 @@ def run(
                 # Stays connected: the session uses this connection, and it is closed here.
                 connection.enter_context(ray_cluster(spec.compute, shards=None))
                 check_nodes(spec, notify=display.note)
-            spec, fingerprint = _identify_model(spec, storage)
+            spec, fingerprint = _identify_model(spec, storage, load_model)
+            compute = spec.compute if load_model is not None else _budget_memory(spec, storage, display)
             start_up.mark("weights")
             if os.environ.get("RAY_ADDRESS") and load_model is None:
-                connection.enter_context(weights_on_nodes(resolve_weights(spec.model, storage)))
+                for member in spec.model.members:
+                    connection.enter_context(weights_on_nodes(resolve_weights(member, storage)))
             rate = rate_before(spec.budget, spec.model, storage, spec.output.uri, fingerprint.to_dict())
             opened = _open(spec, fingerprint, storage, stop, display, name=run, fresh=fresh, on_work=when_there_is_work)
             opened.start_up = start_up
@@ -132,7 +141,7 @@ def run(
             changes = _compare_input(spec, storage, opened, shown, stop)
             _announce(opened, shown, changes)
             limits = open_limits(spec.budget, opened, storage, began=began)
-            workers = expected_workers(spec.compute, connected_nodes())
+            workers = expected_workers(compute, connected_nodes())
             announce_limits(opened, limits, rate, storage, shown, workers=workers)
             session = Session(
                 opened,
@@ -147,7 +156,7 @@ def run(
                     ),
                     otel=otel_settings,
                 ),
-                compute=spec.compute,
+                compute=compute,
                 retry=spec.retry,
                 is_trained=fingerprint.trained,
                 stop=stop,
@@ -206,16 +215,46 @@ def worker_settings(
         log_format="json" if is_json() else "text",
         log_level=chosen_level(),
         model_name=model_name,
+        search_path=search_path() if spec.model.factory is not None else (),
     )
 
 
-def _identify_model(spec: JobSpec, storage: Storage) -> tuple[JobSpec, ModelFingerprint]:
-    """Return the spec with its model's preset, and the model's fingerprint; fetches the weights if necessary."""
-    if spec.model.weights != "untrained" and weights_here(spec.model) is None:
+def _identify_model(
+    spec: JobSpec, storage: Storage, load_model: "LoadModel | None"
+) -> tuple[JobSpec, ModelFingerprint]:
+    """Return the spec with its model's preset, and the model's fingerprint; fetches the weights if necessary.
+
+    Raises:
+        SpecError: the network cannot fill the tables of maps; of the caller's own model the workers find that out.
+    """
+    if not is_here(spec.model):
         # Half a gigabyte of weights is not fetched for a misspelt input.
         require_images(spec.input, storage, spec.output.uri)
-    spec = spec.model_copy(update={"model": resolve_preset(spec.model, storage)})
-    return spec, with_tiles(compute_fingerprint(spec.model, storage), spec.tiles)
+    model, fingerprint = identify_model(spec.model, storage)
+    if model.map_tables and load_model is None:
+        check_has_maps(resolve_config(model, resolve_weights(model, storage)), model.map_tables)
+    return spec.model_copy(update={"model": model}), with_tiles(fingerprint, spec.tiles)
+
+
+def _budget_memory(spec: JobSpec, storage: Storage, display: ProgressDisplay) -> ComputeSection:
+    """Check, where workers run on this machine's CPU, that the model fits; return how many workers do.
+
+    Elsewhere each worker checks its own device before it loads anything.
+    """
+    is_asked = spec.model.ensemble is not None or spec.model.augment is not None
+    if not is_asked or os.environ.get("RAY_ADDRESS") or find_spec("torch") is None:
+        return spec.compute
+    from pipeline.worker.memory_budget import check_memory, fit_workers, local_budget
+
+    configs = [resolve_config(member, resolve_weights(member, storage)) for member in spec.model.members]
+    budget = local_budget(spec.model, spec.compute, configs)
+    if budget is None:
+        return spec.compute
+    check_memory(budget)
+    fitted = fit_workers(spec.compute, budget)
+    if fitted is not spec.compute:
+        display.note(f"{count_of(fitted.most_workers or 1, 'worker')} at once: more do not fit this machine's memory.")
+    return fitted
 
 
 def _open(
@@ -268,7 +307,7 @@ def _note_model(spec: JobSpec, fingerprint: ModelFingerprint, display: ProgressD
     if not fingerprint.trained:
         display.note("The model's weights are untrained: its detections mean nothing.")
     if spec.model.weights == "demo":
-        display.note(DEMO_NOTE)
+        display.note(DEMO_NOTE + (DEMO_MAPS_NOTE if spec.model.wants_semantic else ""))
 
 
 def _compare_input(

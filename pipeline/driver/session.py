@@ -113,7 +113,9 @@ class Session:
         self._open_pool = open_pool
         self._metrics = DriverMetrics(run.name)
         self._totals = RunTotals(run, storage, self._metrics)
-        self._committer = ShardCommitter(storage, run.output_uri, run.name, model=worker.model_label)
+        self._committer = ShardCommitter(
+            storage, run.output_uri, run.name, model=worker.model_label, map_tables=worker.model.map_tables
+        )
         self._error_log = ErrorLog(storage, run.output_uri, run.name)
         self._throughput = Throughput()
         self._stop = stop or StopRequest()

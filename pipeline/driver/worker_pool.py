@@ -32,6 +32,7 @@ from pipeline.driver.events import (
     WorkerStarted,
     WorkersWaiting,
 )
+from pipeline.driver.member_actors import SpreadWorkers
 from pipeline.driver.room_watch import RoomWatch
 from pipeline.errors import RunError
 from pipeline.inputs.shard import Shard
@@ -164,6 +165,11 @@ class WorkerPool:
             start_actor: starts a worker and returns its handle; by default as a Ray actor.
             nodes: asks for drained and lost nodes; None when there are none to ask for.
         """
+        self._end_actor: Callable[[Any], object] = lambda handle: None
+        ensemble = settings.model.ensemble
+        if start_actor is None and ensemble is not None and ensemble.spread:
+            spread = SpreadWorkers(plan, len(ensemble.members), ray.remote(WorkerActor))
+            start_actor, self._end_actor = spread.start, spread.ended
         self._start_actor = start_actor or _ray_actor(plan)
         self._clock = clock
         if settings.load_model is not None:
@@ -572,6 +578,7 @@ class WorkerPool:
         for known in (self._held, self._asked_at, self._loading_since, self._waiting, self._idle_since, self._leaving):
             known.pop(worker, None)
         ray.kill(member.handle)
+        self._end_actor(member.handle)
 
     @property
     def _progress_every_s(self) -> float:

@@ -142,6 +142,11 @@ class Raster:
         return options if shape is None else options | {"out_shape": (bands, *shape)}
 
     @property
+    def has_overviews(self) -> bool:
+        """Whether the file has reduced copies of its image."""
+        return bool(self._dataset.overviews(1))
+
+    @property
     def has_mask(self) -> bool:
         """Whether some pixels may hold no data."""
         all_valid = self._rasterio.enums.MaskFlags.all_valid

@@ -117,6 +117,11 @@ class TiffWindows:
         check_window(self.size, top, left, height, width)
         return self._read(self._as_stored(top, left, height, width), None)
 
+    @property
+    def has_overviews(self) -> bool:
+        """Whether the file has reduced copies of the image; else all of it is read, band by band."""
+        return self._raster.has_overviews
+
     def read_downsampled(self, max_side: int) -> NDArray[np.uint8]:
         """Read the whole image with sides of at most so many pixels, from a reduced copy where the file has one."""
         height, width = self._stored

@@ -52,10 +52,13 @@ def _wrong_value(
     dotted = ".".join(key)
     value: Any = tree
     for part in key:
-        value = value.get(part) if isinstance(value, dict) else value
+        if isinstance(value, list | tuple) and part.isdigit() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            value = value.get(part) if isinstance(value, dict) else value
     is_section = kind in ("model_type", "model_attributes_type", "dict_type")
     if is_section and (description is None or not _is_optional(section, key[-1])):
-        model = _model_of(section, key[-1])
+        model = section if key[-1].isdigit() else _model_of(section, key[-1])
         names = ", ".join(model.model_fields) if model else "keys"
         return f"{dotted} must be a section with the keys {names}, not {_shown(value)}."
     if kind == "value_error":
@@ -92,6 +95,9 @@ def _locate(location: tuple[int | str, ...], spec: type[BaseModel]) -> tuple[lis
     section, path, description = spec, [], None
     for index, part in enumerate(location):
         path.append(str(part))
+        if isinstance(part, int):
+            # A member of a list, whose section is known already.
+            continue
         field = section.model_fields.get(str(part))
         description = field.description if field else None
         inner = _model_of(section, str(part))
@@ -104,7 +110,7 @@ def _locate(location: tuple[int | str, ...], spec: type[BaseModel]) -> tuple[lis
 def _model_of(section: type[BaseModel], name: str) -> type[BaseModel] | None:
     field = section.model_fields.get(name)
     annotation = field.annotation if field else None
-    members = [each for each in get_args(annotation) if each is not type(None)] or [annotation]
+    members = [each for each in get_args(annotation) if each not in (type(None), ...)] or [annotation]
     found = members[0] if len(members) == 1 else None
     return found if isinstance(found, type) and issubclass(found, BaseModel) else None
 

@@ -1,7 +1,8 @@
 """Reads a spec file: YAML to a plain tree, flags over it, and the check of the result."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import yaml
@@ -81,6 +82,18 @@ def parse_yaml(text: str, source: str, *, name: str = "job spec") -> dict[str, A
     return tree
 
 
+def parse_value(text: str, name: str) -> Any:
+    """Parse one value as YAML: a number, true, null, a list, or text.
+
+    Raises:
+        SpecError: it is not valid YAML.
+    """
+    try:
+        return yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506  # nosec B506
+    except (yaml.YAMLError, RecursionError):
+        raise SpecError(f"The value of {name} is not valid YAML: {text!r:.60}; put text into quotes.") from None
+
+
 def read_spec(
     kind: type[Spec],
     path: str | Path | None,
@@ -88,6 +101,8 @@ def read_spec(
     *,
     name: str = "job spec",
     flags: Mapping[str, str] = RUN_FLAGS,
+    replaced: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    prepare: Callable[[dict[str, Any]], dict[str, Any]] = lambda tree: tree,
 ) -> Spec:
     """Read a YAML spec, override its values with the flags, and check the result.
 
@@ -96,14 +111,25 @@ def read_spec(
         path: a YAML file, local or remote; None when flags give everything.
         overrides: values by dotted key, `{"model.preset": "htc_r101_fpn"}`; None stands for a flag not given.
         name, flags: see `describe_problems`.
+        replaced: by the key of a flag, the keys of the file that are left out when it is given with another value.
+        prepare: brings the file's tree into the form whose keys the overrides name; may raise ValueError.
 
     Raises:
         SpecError: one sentence per problem, all problems at once.
     """
     tree: dict[str, Any] = {} if path is None else parse_yaml(read_spec_text(path, name=name), str(path), name=name)
-    for key, value in (overrides or {}).items():
-        if value is not None:
-            set_dotted(tree, key, value)
+    try:
+        tree = prepare(tree)
+        for key, others in replaced.items():
+            if (overrides or {}).get(key) is not None:
+                _leave_out(tree, others, unless=(overrides or {})[key])
+        for key, value in (overrides or {}).items():
+            if value is not None:
+                set_dotted(tree, key, value)
+        # Python code names whole sections as well.
+        tree = prepare(tree)
+    except ValueError as error:
+        raise SpecError(f"{f'The {name} {path}' if path is not None else f'The {name}'}: {error}.") from None
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
@@ -122,6 +148,15 @@ def set_dotted(tree: dict[str, Any], key: str, value: object) -> None:
             branch = tree[section] = {}
         tree = branch
     tree[leaf] = value
+
+
+def _leave_out(tree: dict[str, Any], keys: Sequence[str], *, unless: object) -> None:
+    """Remove dotted keys of one section, unless one of them has this value already."""
+    section = tree.get(keys[0].split(".")[0])
+    names = [key.split(".")[1] for key in keys]
+    if isinstance(section, dict) and unless not in [section.get(name) for name in names]:
+        for name in names:
+            section.pop(name, None)
 
 
 def weights_reference(weights: str) -> str:

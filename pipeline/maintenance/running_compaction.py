@@ -6,10 +6,9 @@ import time
 from collections.abc import Callable, Collection
 
 from pipeline.errors import RunError, StorageError
-from pipeline.maintenance.compaction import plan_shard_ranges, remove_replaced, replace_parts
+from pipeline.maintenance.compaction import list_tables, plan_shard_ranges, remove_replaced, replace_parts
 from pipeline.maintenance.publications import read_publications
-from pipeline.output.layout import COMMIT_ORDER
-from pipeline.output.parts import Part, choose_parts, listed_parts
+from pipeline.output.parts import Part, choose_parts
 from pipeline.storage.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -131,12 +130,12 @@ def compact_full_ranges(
     Raises:
         StorageError: storage failed, or a part is damaged; every row still counts once.
     """
-    listed = {table: dict(listed_parts(storage, output_uri, table, run)) for table in COMMIT_ORDER}
+    listed = list_tables(storage, output_uri, run)
     sizes = {table: {part: info.bytes or 0 for part, info in found.items()} for table, found in listed.items()}
     chosen = choose_parts(list(listed["images"]))
     check()
     remove_replaced(storage, output_uri, run, {table: set(found) for table, found in listed.items()}, chosen)
     parts = [part for part in chosen if part.is_compacted or part.first in counted]
     for shard_range in plan_shard_ranges(parts, sizes, target_bytes, only_full=True):
-        replace_parts(storage, output_uri, run, shard_range, check)
+        replace_parts(storage, output_uri, run, shard_range, check, tables=tuple(listed))
         on_done(shard_range.part)

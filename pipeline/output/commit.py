@@ -1,4 +1,4 @@
-"""Commit of a shard: writes its two parts, the part of `images` last, which commits the shard."""
+"""Commit of a shard: writes its parts, the part of `images` last, which commits the shard."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -8,9 +8,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.output.map_rows import ROW_KINDS, MapRows
 from pipeline.output.parts import Part, part_uri
 from pipeline.output.rows import ImageRow, InstanceRow
-from pipeline.output.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA, RUN_NAME
+from pipeline.output.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA, MAP_SCHEMAS, RUN_NAME
 from pipeline.storage.storage import Storage
 
 
@@ -32,18 +33,23 @@ def commit_shard(  # noqa: PLR0917 - where, then what: the order of the folder n
     image_rows: Sequence[ImageRow],
     instance_rows: Sequence[InstanceRow],
     *,
+    maps: MapRows | None = None,
     confirm: Callable[[], None] = lambda: None,
 ) -> None:
-    """Write a shard's two parts, the part of `images` last, which commits the shard.
+    """Write a shard's parts, the part of `images` last, which commits the shard.
 
     Args:
-        confirm: called between the two; raises when this attempt may not commit the shard.
+        maps: the rows of the tables of maps that the run has, each of which gets a part; None where it has none.
+        confirm: called before the part of `images` is written; raises when this attempt may not commit the shard.
 
     Raises:
         StorageError: a part cannot be written; the shard is not committed.
     """
     instances = encode_part(instance_rows, INSTANCES_SCHEMA, InstanceRow, run=run)
     images = encode_part(image_rows, IMAGES_SCHEMA, ImageRow, run=run)
+    for table, rows in (maps or {}).items():
+        payload = encode_part(rows, MAP_SCHEMAS[table], ROW_KINDS[table], run=run)
+        storage.write(part_uri(output_uri, table, run, Part(shard_index, shard_index)), payload)
     storage.write(instances_part(output_uri, run, shard_index), instances)
     confirm()
     storage.write(images_part(output_uri, run, shard_index), images)
@@ -53,14 +59,12 @@ def encode_part(rows: Sequence[Any], schema: pa.Schema, kind: type, *, run: str)
     """Encode rows of a run as a Parquet file.
 
     Args:
-        rows: of type `kind`, a dataclass whose fields are the columns of `schema`.
+        rows: of type `kind`, a dataclass whose fields are the columns of `schema`, in their order.
         run: for the column `run_name`.
     """
     names = [field.name for field in fields(kind)]
     columns = list(zip(*([getattr(row, name) for name in names] for row in rows), strict=True))
-    arrays = [
-        pa.array(columns[index] if columns else [], type=schema.field(name).type) for index, name in enumerate(names)
-    ]
+    arrays = [pa.array(columns[index] if columns else [], type=field.type) for index, field in enumerate(schema)]
     return encode_table(pa.Table.from_arrays(arrays, schema=schema), run)
 
 

@@ -1,7 +1,7 @@
 """Merges several Parquet parts of a table into one: the same rows in the same order of shards."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from pipeline.output.commit import with_run_name
 from pipeline.output.layout import TableName
 from pipeline.output.part_files import check_columns, open_part, read_part
 from pipeline.output.parts import run_of
-from pipeline.output.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA, RUN_NAME, stored_schema
+from pipeline.output.schema import RUN_NAME, TABLE_SCHEMAS, stored_schema
 from pipeline.storage.damage import missing
 from pipeline.storage.storage import Storage
 
@@ -22,25 +22,43 @@ from pipeline.storage.storage import Storage
 PARTS_AT_ONCE = 16
 # No check while reading: `_read_part` checks the columns, with an error of its own for those of a later version.
 _ANY = pa.schema([])
-SCHEMAS = {"images": stored_schema(IMAGES_SCHEMA), "instances": stored_schema(INSTANCES_SCHEMA)}
+SCHEMAS = {table: stored_schema(schema) for table, schema in TABLE_SCHEMAS.items()}
 # About 5 MiB of instances, of which a lookup of one image reads the pages that it needs; DuckDB's own size is 122,880.
-ROW_GROUP_ROWS = {"images": 32_768, "instances": 32_768}
+# The masks of maps are ten times as long: their outlines are those of the whole image.
+ROW_GROUP_ROWS: Mapping[TableName, int] = {
+    "images": 32_768,
+    "instances": 32_768,
+    "semantic": 8_192,
+    "panoptic": 8_192,
+}
 # A lookup reads whole pages; 64 KiB holds the masks of some 50 images.
 PAGE_BYTES = 64 << 10
 # Rows are sorted by uri, so statistics say which row groups hold a uri; the ids are hashes, and a Bloom filter says it
 # of them. ndv: how many ids of a row group keep the share of false hits (fpp), with four instances an image.
-BLOOM_FILTERS = {
+BLOOM_FILTERS: Mapping[TableName, dict[str, dict[str, float]]] = {
     "images": {"image_id": {"ndv": 32_768, "fpp": 0.01}},
     "instances": {"image_id": {"ndv": 8_192, "fpp": 0.01}},
+    "semantic": {"image_id": {"ndv": 2_048, "fpp": 0.01}},
+    "panoptic": {"image_id": {"ndv": 2_048, "fpp": 0.01}},
 }
 # The columns whose values repeat; for the others a dictionary costs time and space.
-DICTIONARIES = {
+DICTIONARIES: Mapping[TableName, list[str]] = {
     "images": ["width", "height", "shard", "status", "error", "attempts", "instances", "model", "crs", "run_name"],
     "instances": [
         *("image_id", "uri", "instance", "category_id", "category", "mask.size.list.element", "model", "run_name"),
     ],
+    "semantic": ["image_id", "uri", "class_id", "class", "mask.size.list.element", "model", "run_name"],
+    "panoptic": [
+        *("image_id", "uri", "segment", "category_id", "category", "instance"),
+        *("mask.size.list.element", "model", "run_name"),
+    ],
 }
-ORDER = {"images": [("uri", "ascending")], "instances": [("uri", "ascending"), ("instance", "ascending")]}
+ORDER: Mapping[TableName, list[tuple[str, str]]] = {
+    "images": [("uri", "ascending")],
+    "instances": [("uri", "ascending"), ("instance", "ascending")],
+    "semantic": [("uri", "ascending"), ("class_id", "ascending")],
+    "panoptic": [("uri", "ascending"), ("segment", "ascending")],
+}
 
 
 @dataclass(frozen=True)
@@ -54,8 +72,9 @@ class Merged:
 def merge_parts(storage: Storage, uris: Sequence[str], table: TableName) -> Merged:
     """Read parts of a run and encode them as one file.
 
-    The rows of each part are sorted by uri and instance, and the parts stay in the given order. Images are planned in
-    the order of their names, so the row groups' statistics show which of them hold a prefix.
+    The rows of each part are sorted by uri, and of an image by instance, class or segment, and the parts stay in the
+    given order. Images are planned in the order of their names, so the row groups' statistics show which of them hold a
+    prefix.
 
     Raises:
         DamagedFileError: a part is damaged, or missing.

@@ -1,8 +1,8 @@
 """Part: the files of a run's tables, one per shard as workers write them, or one per shard range once compacted.
 
 `part-00042.parquet` holds shard 42, `parts-00000-00099.parquet` the shards 0 to 99. A part of `images` commits its
-shards; the part of the same name in `instances` counts from then on. A compacted part replaces all parts of its shard
-range. Compaction writes it before it removes these, so at any time a listing determines which parts hold each row
+shards; the parts of the same name in the other tables count from then on. A compacted part replaces all parts of its
+shard range. Compaction writes it before it removes these, so at any time a listing determines which parts hold each row
 exactly once.
 """
 
@@ -66,6 +66,11 @@ def parse_part(name: str) -> Part | None:
 def run_of(uri: str) -> str:
     """Return the run of a part's uri."""
     return uri.split("/")[-2].removeprefix("run=")
+
+
+def table_of(uri: str) -> str:
+    """Return the table of a part's uri."""
+    return uri.split("/")[-3]
 
 
 def part_uri(output_uri: str, table: TableName, run: str, part: Part) -> str:

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 from pipeline.errors import IncompleteReadError, NotFoundError
 from pipeline.output.deletions import DELETIONS_SCHEMA, deletion_parts, deletions_folder
-from pipeline.output.layout import COMMIT_ORDER, TABLES, partition_folder
+from pipeline.output.layout import TABLES, partition_folder
 from pipeline.output.part_files import parquet_errors
 from pipeline.output.parts import Part, parse_part
 from pipeline.output.results import Results
-from pipeline.output.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
+from pipeline.output.schema import TABLE_SCHEMAS
 from pipeline.storage.damage import damaged
 from pipeline.storage.read_only_files import ReadableFile
 from pipeline.storage.storage import Storage
@@ -27,7 +27,7 @@ from pipeline.storage.uris import base_name, is_local, join, local_path
 
 SCHEME = "htc-parts"
 _ROOT = f"{SCHEME}://"
-TABLE_SCHEMAS = {"images": IMAGES_SCHEMA, "instances": INSTANCES_SCHEMA, "deletions": DELETIONS_SCHEMA}
+VIEW_SCHEMAS = {**TABLE_SCHEMAS, "deletions": DELETIONS_SCHEMA}
 # The end of a stored part that is read at once, and kept: a part of one shard as a whole, and of a compacted one the
 # footer, the page index and the Bloom filters, each of which would cost a request.
 TAIL_BYTES = 1 << 20
@@ -37,7 +37,7 @@ _FOOTER_END_BYTES = 8
 # The columns of every part, as a footer spells them: Thrift's compact protocol writes a text's length before it.
 _REQUIRED = {
     table: [bytes([len(field.name)]) + field.name.encode() for field in schema if not field.nullable]
-    for table, schema in TABLE_SCHEMAS.items()
+    for table, schema in VIEW_SCHEMAS.items()
 }
 
 
@@ -56,7 +56,7 @@ class CommittedFiles:
         for run in results.runs():
             parts = results.committed(run)
             firsts = array("q", (part.first for part in parts))
-            for table in COMMIT_ORDER:
+            for table in results.tables(run):
                 folder = partition_folder(results.output_uri, table, run)
                 self._folders[table][run] = _Folder(join(folder, ""), firsts, parts)
             names = [base_name(uri) for uri in deletion_parts(results, run)]

@@ -11,9 +11,9 @@ import pyarrow as pa
 from pipeline.errors import DamagedFileError, InputError, NotFoundError, StorageError
 from pipeline.output.layout import TableName
 from pipeline.output.part_files import open_part
-from pipeline.output.parts import Part, committed_parts_by_run, part_uri
+from pipeline.output.parts import Part, committed_parts_by_run, part_uri, run_of
 from pipeline.output.run_record import RunRecord, age_order, list_records
-from pipeline.output.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
+from pipeline.output.schema import TABLE_SCHEMAS
 from pipeline.storage.damage import advice, warn
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import is_local, local_path
@@ -101,6 +101,16 @@ class Results:
         self.check_run(run)
         return self._committed[run]
 
+    def tables(self, run: str) -> tuple[TableName, ...]:
+        """Return a run's tables of rows: `images`, `instances`, and those of maps that it was asked for."""
+        self.check_run(run)
+        return next(record.tables for record in self.records if record.run == run)
+
+    def parts_of(self, table: TableName, run: str | None = None) -> list[str]:
+        """Return the uris of the committed parts of a table, of one run or of all that have the table."""
+        having = {record.run for record in self.records if table in record.tables}
+        return [part_uri(self.output_uri, table, name, part) for name, part in self._parts(run) if name in having]
+
     def image_parts(self, run: str | None = None) -> list[str]:
         """Return the uris of the committed parts of `images`, of one run or of all."""
         return [part_uri(self.output_uri, "images", name, part) for name, part in self._parts(run)]
@@ -170,7 +180,7 @@ class Results:
             InputError: there is no run of this name.
             DamagedFileError: a part is damaged or missing, or the run's record is.
         """
-        return self._read("images", IMAGES_SCHEMA, run, columns)
+        return self._read("images", run, columns)
 
     def instances(self, run: str | None = None, columns: Sequence[str] | None = None) -> pa.Table:
         """Read `instances` with a `run` column at the end, in the order of run and shard.
@@ -179,7 +189,25 @@ class Results:
             InputError: there is no run of this name.
             DamagedFileError: a part is damaged or missing, or the run's record is.
         """
-        return self._read("instances", INSTANCES_SCHEMA, run, columns)
+        return self._read("instances", run, columns)
+
+    def semantic(self, run: str | None = None, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read `semantic` with a `run` column at the end, in the order of run and shard; no rows where no run has it.
+
+        Raises:
+            InputError: there is no run of this name.
+            DamagedFileError: a part is damaged or missing, or the run's record is.
+        """
+        return self._read("semantic", run, columns)
+
+    def panoptic(self, run: str | None = None, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read `panoptic` with a `run` column at the end, in the order of run and shard; no rows where no run has it.
+
+        Raises:
+            InputError: there is no run of this name.
+            DamagedFileError: a part is damaged or missing, or the run's record is.
+        """
+        return self._read("panoptic", run, columns)
 
     def _parts(self, run: str | None) -> list[tuple[str, Part]]:
         if run is not None:
@@ -187,23 +215,17 @@ class Results:
         names_read = [run] if run is not None else self.runs()
         return [(name, part) for name in names_read for part in self._committed[name]]
 
-    def _read(
-        self,
-        kind: TableName,
-        schema: pa.Schema,
-        run: str | None,
-        columns: Sequence[str] | None,
-    ) -> pa.Table:
+    def _read(self, kind: TableName, run: str | None, columns: Sequence[str] | None) -> pa.Table:
+        schema = TABLE_SCHEMAS[kind]
         wanted = [name for name in schema.names if columns is None or name in columns]
 
-        def read(named: tuple[str, Part]) -> pa.Table:
-            name, part = named
-            with open_part(self.storage, part_uri(self.output_uri, kind, name, part), schema) as file:
+        def read(uri: str) -> pa.Table:
+            with open_part(self.storage, uri, schema) as file:
                 table = file.read(columns=wanted)
-            return table.append_column("run", pa.array([name] * len(table), pa.string()))
+            return table.append_column("run", pa.array([run_of(uri)] * len(table), pa.string()))
 
         with ThreadPoolExecutor(READ_THREADS) as pool:
-            tables = self.retry_moved(lambda: list(pool.map(read, self._parts(run))))
+            tables = self.retry_moved(lambda: list(pool.map(read, self.parts_of(kind, run))))
         empty = pa.schema([schema.field(name) for name in wanted] + [pa.field("run", pa.string())])
         # Parts of an older release lack the columns that were added later; they are null there.
         table = pa.concat_tables([empty.empty_table(), *tables], promote_options="default")

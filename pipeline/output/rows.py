@@ -5,14 +5,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.errors import ImageStatus
 from pipeline.inputs.image_ref import ImageRef, ReadVersion, image_id
 from pipeline.storage.uris import display_uri
 
 if TYPE_CHECKING:
-    from htc_model.config import ModelConfig
     from htc_model.structures import Detections
 
 
@@ -109,8 +108,24 @@ def build_image_row(
     )
 
 
+class ClassNames(Protocol):
+    """What rows need of a model; `htc_model.config.ModelConfig` has it, and any other model."""
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """The names of its classes, by label."""
+
+    @property
+    def category_ids(self) -> Sequence[int]:
+        """The data set's ids of its classes, by label."""
+
+
 def build_instance_rows(
-    ref: ImageRef, detections: "Detections", config: "ModelConfig", *, model: str | None = None
+    ref: ImageRef, detections: "Detections", config: ClassNames, *, model: str | None = None
 ) -> list[InstanceRow]:
     """Build an image's instance rows; the only place where labels become the data set's category ids.
 

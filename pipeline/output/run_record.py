@@ -15,7 +15,7 @@ from typing import Any
 from pipeline.errors import DamagedFileError, SpecError, StorageError
 from pipeline.job_spec.job import InputSection
 from pipeline.output.json_files import read_json, write_json
-from pipeline.output.layout import TOMBSTONE, record_uri, tombstone_uri
+from pipeline.output.layout import TOMBSTONE, TableName, record_uri, tables_of, tombstone_uri
 from pipeline.output.schema import SCHEMA_VERSION
 from pipeline.storage.damage import damaged, missing
 from pipeline.storage.storage import Storage
@@ -53,6 +53,11 @@ class RunRecord:
         weights = self.spec.get("model", {}).get("weights", "untrained")
         preset = self.fingerprint.get("preset")
         return model_name(preset, weights, self.fingerprint.get("weights_sha256", "")) if preset else ""
+
+    @property
+    def tables(self) -> tuple[TableName, ...]:
+        """The run's tables of rows, in the order in which their parts are written."""
+        return tables_of(self.spec)
 
     @property
     def image_count(self) -> int:

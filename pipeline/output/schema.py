@@ -1,4 +1,6 @@
-"""The schemas of the tables `images` and `instances`."""
+"""The schemas of the tables `images`, `instances`, `semantic` and `panoptic`."""
+
+from collections.abc import Mapping
 
 import pyarrow as pa
 
@@ -51,6 +53,46 @@ INSTANCES_SCHEMA = pa.schema(
     ],
     metadata=_METADATA,
 )
+
+
+# One row per image and class that the image has: the class's whole region, so the areas of an image sum to its pixels.
+SEMANTIC_SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.int64(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("class_id", pa.int32(), nullable=False),
+        pa.field("class", pa.string(), nullable=False),
+        pa.field("area", pa.int64(), nullable=False),
+        pa.field("mask", MASK_TYPE, nullable=False),
+        pa.field("model", pa.string(), nullable=False),
+    ],
+    metadata=_METADATA,
+)
+
+
+# One row per segment; the masks of an image never overlap. A thing names its row of `instances`, and has its score.
+PANOPTIC_SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.int64(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("segment", pa.int32(), nullable=False),
+        pa.field("category_id", pa.int32(), nullable=False),
+        pa.field("category", pa.string(), nullable=False),
+        pa.field("is_thing", pa.bool_(), nullable=False),
+        pa.field("instance", pa.int32()),
+        pa.field("score", pa.float32()),
+        pa.field("area", pa.int64(), nullable=False),
+        pa.field("bbox", BBOX_TYPE, nullable=False),
+        pa.field("mask", MASK_TYPE, nullable=False),
+        pa.field("model", pa.string(), nullable=False),
+    ],
+    metadata=_METADATA,
+)
+
+
+MAP_SCHEMAS: Mapping[str, pa.Schema] = {"semantic": SEMANTIC_SCHEMA, "panoptic": PANOPTIC_SCHEMA}
+TABLE_SCHEMAS: Mapping[str, pa.Schema] = {"images": IMAGES_SCHEMA, "instances": INSTANCES_SCHEMA, **MAP_SCHEMAS}
+"""Of the tables of rows, by name."""
 
 
 RUN_NAME = pa.field("run_name", pa.string())

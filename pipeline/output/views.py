@@ -10,18 +10,20 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import duckdb
 import pyarrow as pa
 
 import pipeline.errors
 from pipeline.errors import DamagedFileError, HtcError, NotFoundError, SpecError, StorageError
+from pipeline.job_spec.map_tables import MAP_TABLES
 from pipeline.machine_limits import usable_cpus, usable_memory
 from pipeline.output.deletions import deletion_parts
+from pipeline.output.layout import TableName
 from pipeline.output.mask_functions import register_mask_functions
 from pipeline.output.part_files import read_part
-from pipeline.output.query_files import SCHEME, TABLE_SCHEMAS, CommittedFiles
+from pipeline.output.query_files import SCHEME, VIEW_SCHEMAS, CommittedFiles
 from pipeline.output.results import ATTEMPTS, READ_THREADS, Results, open_results
 from pipeline.output.run_record import began
 from pipeline.storage.damage import missing
@@ -30,7 +32,10 @@ from pipeline.storage.storage import Storage
 from pipeline.storage.uris import is_local
 from pipeline.text import message_of
 
-VIEWS = ("images", "instances", "runs", "current", "current_instances", "deletions")
+VIEWS = (
+    *("images", "instances", "runs", "current", "current_instances", "deletions"),
+    *("semantic", "panoptic", "current_semantic", "current_panoptic"),
+)
 """What people query; `newest` is a step on the way to `current`."""
 # A query can read the views only. The lock comes last, because it forbids further settings.
 _CLOSED_SETTINGS = (
@@ -93,13 +98,14 @@ WHERE gone.position IS NULL OR gone.position <= ok.position
 _CURRENT = (
     "CREATE VIEW current AS SELECT images.* FROM images JOIN newest USING (image_id, uri, run) WHERE status = 'ok'"
 )
-_CURRENT_INSTANCES = (
-    "CREATE VIEW current_instances AS SELECT instances.* FROM instances JOIN newest USING (image_id, uri, run)"
+_CURRENT_ROWS = tuple(
+    f"CREATE VIEW current_{table} AS SELECT {table}.* FROM {table} JOIN newest USING (image_id, uri, run)"  # noqa: S608  # nosec B608 - our names
+    for table in ("instances", *MAP_TABLES)
 )
 # The same where one run has all rows, and no image was deleted: nothing to look up in other runs.
 _ONLY_RUN = (
     "CREATE VIEW current AS SELECT * FROM images WHERE status = 'ok'",
-    "CREATE VIEW current_instances AS SELECT * FROM instances",
+    *(f"CREATE VIEW current_{table} AS FROM {table}" for table in ("instances", *MAP_TABLES)),
 )
 
 
@@ -126,7 +132,7 @@ def open_database(
             connection.execute("SET enable_external_file_cache = false")
             # Local reads do not wait, and further threads would only contend for Python's lock.
             connection.execute("SET async_threads = 0")
-        for table, schema in TABLE_SCHEMAS.items():
+        for table, schema in VIEW_SCHEMAS.items():
             if files.has_any(table):
                 connection.execute(f"CREATE VIEW {table} AS {rows_of_parts(table, [f'{SCHEME}://{table}/*'])}")
             else:
@@ -135,7 +141,7 @@ def open_database(
         # Times are the same on every machine; the wheel includes the extension for time zones.
         connection.execute("SET TimeZone = 'UTC'")
         is_one_run = files.runs_of("images") <= 1 and not files.has_any("deletions")
-        for view in _ONLY_RUN if is_one_run else (_NEWEST, _CURRENT, _CURRENT_INSTANCES):
+        for view in _ONLY_RUN if is_one_run else (_NEWEST, _CURRENT, *_CURRENT_ROWS):
             connection.execute(view)
         register_mask_functions(connection)
         for setting in () if is_external_allowed else _CLOSED_SETTINGS:
@@ -184,7 +190,7 @@ def rows_of_parts(table: str, paths: Sequence[str]) -> str:
     Args:
         paths: of files, as `glob('htc-parts://TABLE/*')` lists them; or one pattern.
     """
-    schema = TABLE_SCHEMAS[table]
+    schema = VIEW_SCHEMAS[table]
     # Matched by name: parts of an older release lack the columns that were added later; they are null there.
     columns = ", ".join(
         f"'{field.name}': {{name: '{field.name}', type: '{_sql_type(field.type)}', default_value: NULL}}"
@@ -237,7 +243,7 @@ def check_parts(results: Results, error: HtcError) -> None:
     is_sign = isinstance(error, NotFoundError) or any(sign in str(error) for sign in _SIGNS_OF_DAMAGE)
     if isinstance(error, DamagedFileError) or not is_sign:
         return
-    for table, schema in TABLE_SCHEMAS.items():
+    for table, schema in VIEW_SCHEMAS.items():
         for run in results.runs():
             for uri in _parts(results, table, run):
                 try:
@@ -282,7 +288,7 @@ def translated_sql_errors() -> Iterator[None]:
 def _parts(results: Results, table: str, run: str) -> list[str]:
     if table == "deletions":
         return deletion_parts(results, run)
-    return results.image_parts(run) if table == "images" else results.instance_parts(run)
+    return results.parts_of(cast("TableName", table), run)
 
 
 def _runs_table(results: Results) -> pa.Table:

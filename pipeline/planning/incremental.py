@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import InputError
 from pipeline.job_spec.job import InputSection, SelectSection
+from pipeline.job_spec.map_tables import MAP_TABLES
 from pipeline.output.deletions import write_deletions
 from pipeline.output.results import Results
 from pipeline.output.run_record import RunRecord, is_of_input
@@ -20,6 +21,7 @@ from pipeline.storage.storage import Storage
 
 # Deletion records in a part.
 PART_ROWS = 65_536
+_MAPS = tuple(f"model.{table}" for table in MAP_TABLES)
 _LIMITS = ("images.max_pixels", "images.max_bytes")
 
 
@@ -122,6 +124,8 @@ def _compare_runs(section: InputSection, run: NewRun, records: Sequence[RunRecor
         is_same_model=flags(
             record.fingerprint == dict(run.fingerprint)
             and record.identity.get("model.precision") == run.identity["model.precision"]
+            # An earlier run may have more tables, and lacks none.
+            and all(record.identity.get(key) == run.identity.get(key) for key in _MAPS if run.identity.get(key))
             for record in records
         ),
         is_same_limits=flags(

@@ -71,9 +71,20 @@ def find_differences(record: RunRecord, spec: JobSpec, fingerprint: Mapping[str,
     differences = _differing(before, now)
     if not any(line.startswith("- model.") for line in differences):
         # A changed preset or threshold changes the model's hash too; only the cause is reported.
-        then = {f"model fingerprint, {key}": value for key, value in record.fingerprint.items()}
-        differences += _differing(then, {f"model fingerprint, {key}": value for key, value in fingerprint.items()})
+        differences += _differing(_by_line(record.fingerprint), _by_line(fingerprint))
     return differences
+
+
+def _by_line(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a fingerprint's values by what a line about them begins with; of an ensemble those of its members."""
+    members = fingerprint.get("members") or ()
+    if not members:
+        return {f"model fingerprint, {key}": value for key, value in fingerprint.items()}
+    return {
+        f"model fingerprint, ensemble member {number} ({member.get('preset')}), {key}": value
+        for number, member in enumerate(members)
+        for key, value in member.items()
+    }
 
 
 def _settled_shard_size(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import StorageError
-from pipeline.output.layout import run_folder
+from pipeline.output.layout import COMMIT_ORDER, run_folder
 from pipeline.output.run_record import runs_with_file
 from pipeline.runs.lease import clear_dead_lease
 from pipeline.storage.local import TEMP_SUFFIX
@@ -30,7 +30,7 @@ def remove_leftovers(storage: Storage, output_uri: str, run: str) -> int:
 
     What cannot be removed stays, which is logged: it does not affect the tables.
     """
-    folders = [join(output_uri, table, f"run={run}") for table in ("images", "instances")]
+    folders = [join(output_uri, table, f"run={run}") for table in COMMIT_ORDER]
     folders.append(run_folder(output_uri, run))
     if is_local(output_uri):
         return sum(_remove_files(local_path(folder)) for folder in folders)

@@ -41,12 +41,12 @@ def resolve_weights(section: ModelSection, storage: Storage | None = None) -> Pa
     """Return the local file of a spec's `model.weights`, downloading it if it is not on this machine.
 
     Returns:
-        a local path; None for "untrained".
+        a local path; None for "untrained", and for a factory's own "default". A factory may also take a folder.
 
     Raises:
         WeightsUnavailableError: no such file, nothing published for the preset, or the download fails.
     """
-    if section.weights == "untrained":
+    if section.weights == "untrained" or _is_factorys_own(section):
         return None
     if section.weights == "demo":
         return bundled_weights()
@@ -54,7 +54,7 @@ def resolve_weights(section: ModelSection, storage: Storage | None = None) -> Pa
         return fetch_weights(section.preset, storage=storage)
     if is_local(section.weights):
         path = Path(local_path(section.weights))
-        if not path.is_file():
+        if not path.is_file() and (section.factory is None or not path.is_dir()):
             raise WeightsUnavailableError(f"There is no weights file {path}.")
         return path
     return _copy_remote(section.weights, storage or Storage())
@@ -62,7 +62,7 @@ def resolve_weights(section: ModelSection, storage: Storage | None = None) -> Pa
 
 def weights_here(section: ModelSection) -> Path | None:
     """Return the local file of the spec's weights; None for "untrained" and for a file that is not downloaded yet."""
-    if section.weights == "untrained":
+    if section.weights == "untrained" or _is_factorys_own(section):
         return None
     if section.weights == "demo":
         return bundled_weights()
@@ -74,6 +74,10 @@ def weights_here(section: ModelSection) -> Path | None:
         return None
     path = cache_folder() / file_name if file_name else None
     return path if path and path.is_file() else None
+
+
+def _is_factorys_own(section: ModelSection) -> bool:
+    return section.factory is not None and section.weights == "default"
 
 
 def fetch_weights(

@@ -4,9 +4,12 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from htc_model.class_maps import ensemble_config
 from htc_model.config import ModelConfig, config_from_dict, config_sha256, load_preset
 from pipeline.errors import SpecError
+from pipeline.job_spec.ensemble import EnsembleSection
 from pipeline.job_spec.job import ModelSection
 from pipeline.job_spec.tiles import TilesSection, plain_tiles
 from pipeline.storage.storage import Storage
@@ -33,9 +36,24 @@ class ModelFingerprint:
     config_sha256: str
     trained: bool
 
-    def to_dict(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, Any]:
         """Return plain JSON-able values, for run.json."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class EnsembleFingerprint(ModelFingerprint):
+    """Identity of an ensemble: its hashes are of the members' hashes, votes and fusion.
+
+    preset: the members' presets with "+" between. members: in the order of the spec.
+    """
+
+    members: tuple[ModelFingerprint, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON-able values, for run.json."""
+        values = asdict(self)
+        return {**values, "members": list(values["members"])}
 
 
 def resolve_preset(section: ModelSection, storage: Storage | None = None) -> ModelSection:
@@ -47,7 +65,9 @@ def resolve_preset(section: ModelSection, storage: Storage | None = None) -> Mod
         WeightsUnavailableError: the weights file is not available.
         SpecError: the section names another preset than the file.
     """
-    if section.weights in {"coco", "untrained"}:
+    if section.ensemble is not None:
+        return section.with_members([resolve_preset(member, storage) for member in section.members])
+    if section.factory is not None or section.weights in {"coco", "untrained"}:
         # These words are valid with any preset and do not choose one.
         return section
     config = config_of_weights(resolve_weights(section, storage))
@@ -108,14 +128,50 @@ def compute_fingerprint(section: ModelSection, storage: Storage | None = None) -
 
     Raises:
         WeightsUnavailableError: the weights file is not available.
+        ModelConfigError: there is no such preset, or the members of an ensemble do not go together.
     """
+    if section.ensemble is not None:
+        return _ensemble_fingerprint(section, section.ensemble, storage)
     path = resolve_weights(section, storage)
     return ModelFingerprint(
         section.preset,
-        UNTRAINED if path is None else _file_sha256(path),
+        UNTRAINED if path is None else file_sha256(path),
         config_sha256(resolve_config(section, path)),
         trained=path is not None,
     )
+
+
+def joint_config(section: ModelSection, storage: Storage | None = None) -> ModelConfig:
+    """Return the configuration of the section's network, or of its ensemble: the first one's with the classes of all.
+
+    Raises:
+        WeightsUnavailableError: a weights file is not available.
+        ModelConfigError: there is no such preset, or the members of an ensemble do not go together.
+    """
+    configs = [resolve_config(member, resolve_weights(member, storage)) for member in section.members]
+    if section.ensemble is None:
+        return configs[0]
+    return ensemble_config(configs, [member.label for member in section.ensemble.members])
+
+
+def _ensemble_fingerprint(
+    section: ModelSection, ensemble: EnsembleSection, storage: Storage | None
+) -> EnsembleFingerprint:
+    members = tuple(compute_fingerprint(member, storage) for member in section.members)
+    # Members that do not go together are noticed here, before a run begins.
+    joint_config(section, storage)
+    votes = [[member.config_sha256, each.weight] for member, each in zip(members, ensemble.members, strict=True)]
+    return EnsembleFingerprint(
+        section.preset,
+        _sha256_of([member.weights_sha256 for member in members]),
+        _sha256_of([ensemble.fusion, section.suppression, votes]),
+        trained=all(member.trained for member in members),
+        members=members,
+    )
+
+
+def _sha256_of(values: object) -> str:
+    return hashlib.sha256(json.dumps(values, separators=(",", ":")).encode()).hexdigest()
 
 
 def with_tiles(fingerprint: ModelFingerprint, tiles: TilesSection | None) -> ModelFingerprint:
@@ -127,7 +183,8 @@ def with_tiles(fingerprint: ModelFingerprint, tiles: TilesSection | None) -> Mod
     return replace(fingerprint, config_sha256=hashlib.sha256(text.encode()).hexdigest())
 
 
-def _file_sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file's bytes, 64 hex digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):

@@ -4,6 +4,8 @@ import hashlib
 from functools import cache
 
 from htc_model.weights.model_zoo import bundled_weights, find_by_sha256
+from pipeline.job_spec.ensemble import ENSEMBLE
+from pipeline.job_spec.model_reference import FACTORY_WEIGHTS_WORDS
 from pipeline.job_spec.parsing import WEIGHTS_WORDS
 from pipeline.storage.uris import base_name, without_query
 
@@ -17,15 +19,19 @@ def model_name(preset: str, weights: str, weights_sha256: str) -> str:
     The bundled and the published weights are known by their preset, also where they are given as a file. Of others the
     preset says little: two trainings on different classes share it. They are named by file and hash as well.
 
+    An ensemble has the presets of its members and the hash of their weights together.
+
     Args:
-        preset: of the network.
-        weights: `model.weights` of the spec: a word, a path or a URI.
+        preset: of the network, of all members with "+" between, or the factory of a model of one's own.
+        weights: `model.weights` of the spec: a word, a path or a URI; "ensemble" of an ensemble.
         weights_sha256: 64 hex digits of the file; not read for a word.
 
     Returns:
-        such as "htc_r50_fpn", or "htc_lite0_fpn:best.safetensors@1a2b3c4d".
+        such as "htc_r50_fpn", "htc_lite0_fpn:best.safetensors@1a2b3c4d", or "htc_r50_fpn+htc_r101_fpn@1a2b3c4d".
     """
-    if weights in WEIGHTS_WORDS or _is_common(weights_sha256):
+    if weights == ENSEMBLE:
+        return f"{preset}@{weights_sha256[:_HASH_DIGITS]}"
+    if weights in (*WEIGHTS_WORDS, *FACTORY_WEIGHTS_WORDS) or _is_common(weights_sha256):
         return preset
     return f"{preset}:{base_name(without_query(weights))}@{weights_sha256[:_HASH_DIGITS]}"
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from htc_model.finite import NonFiniteError, check_finite
 from htc_model.masks.batch_runs import MaskRuns, find_runs
+from htc_model.masks.semantic_runs import encode_semantic
 from htc_model.structures import Detections, RawDetections, Rle
 from pipeline.worker.error_boundaries import DeviceLostError
 from pipeline.worker.mask_text import TextProcesses
@@ -101,7 +102,8 @@ class BatchEncoder:
         stream.wait_event(event)
         # The model's stream may reuse their memory only after this one has read it.
         for raw in raws:
-            for tensor in (raw.boxes_xyxy, raw.scores, raw.labels, raw.mask_probs):
+            maps = [seen.logits for seen in raw.semantic or ()]
+            for tensor in (raw.boxes_xyxy, raw.scores, raw.labels, raw.mask_probs, raw.mask_boxes_xyxy, *maps):
                 if tensor is not None:
                     tensor.record_stream(stream)
         return torch.cuda.stream(stream)
@@ -115,7 +117,8 @@ class BatchEncoder:
         if len(probs) == len(raws):
             maps = torch.cat(probs).float()
             sizes = [raw.original_size for raw in raws for _ in range(len(raw.scores))]
-            pending = find_runs(maps, boxes, sizes) if sizes else None
+            mask_boxes = torch.cat([raw.mask_boxes.float() for raw in raws])
+            pending = find_runs(maps, mask_boxes, sizes) if sizes else None
             are_finite = maps.flatten(1).isfinite().all(dim=1).cpu()
             masks = [] if pending is None else self._text(pending.wait())
         host_boxes = boxes.cpu()
@@ -124,10 +127,10 @@ class BatchEncoder:
         parts_of = (each.split_with_sizes(counts) for each in (host_boxes, scores, labels, are_finite))
         found: list[Detections | NonFiniteError] = []
         start = 0
-        for count, *parts in zip(counts, *parts_of, strict=True):
+        for raw, count, *parts in zip(raws, counts, *parts_of, strict=True):
             own = None if masks is None else masks[start : start + count]
             start += count
-            found.append(_checked(*parts, masks=own))
+            found.append(_checked(*parts, masks=own, raw=raw))
         return found
 
     def _text(self, runs: MaskRuns) -> list[Rle]:
@@ -135,13 +138,14 @@ class BatchEncoder:
 
 
 def _checked(
-    boxes: Tensor, scores: Tensor, labels: Tensor, are_finite: Tensor, *, masks: list[Rle] | None
+    boxes: Tensor, scores: Tensor, labels: Tensor, are_finite: Tensor, *, masks: list[Rle] | None, raw: RawDetections
 ) -> Detections | NonFiniteError:
     try:
         check_finite("scores", [scores])
         check_finite("boxes", [boxes])
         if not bool(are_finite.all()):
             raise NonFiniteError("masks are not finite numbers (NaN or infinity)")
+        semantic = None if raw.semantic is None else encode_semantic(raw.semantic, raw.original_size)
     except NonFiniteError as error:
         return error
-    return Detections(boxes, scores, labels, masks)
+    return Detections(boxes, scores, labels, masks, semantic)

@@ -31,6 +31,10 @@ class DeviceLostError(Exception):
     """The accelerator's context is broken for good: passes the boundaries, because only a new process helps."""
 
 
+class MemberLostError(DeviceLostError):
+    """The process of an ensemble's member is gone: its worker ends as well, and a new one takes over."""
+
+
 class CommitError(Exception):
     """A shard's tables could not be written; the cause says why."""
 

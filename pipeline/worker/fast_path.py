@@ -9,11 +9,9 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.ops import box_iou
 
@@ -22,7 +20,8 @@ from htc_model.inference.fast_model import FastModel
 from htc_model.inference.plan import Precision, why_not_static
 from htc_model.network.detector import HTC
 from htc_model.preprocess import build_batch
-from htc_model.structures import ImageBatch, RawDetections
+from htc_model.structures import ImageBatch, RawDetections, SemanticMap
+from pipeline.models.made_images import made_images
 from pipeline.text import one_line
 
 log = logging.getLogger(__name__)
@@ -53,6 +52,25 @@ class SegmentationModel(Protocol):
         """Detections of every image of the batch, on the batch's device."""
 
 
+@runtime_checkable
+class WholeImageModel(Protocol):
+    """A model that takes decoded images and resizes them itself, such as one with views or an ensemble."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """Classes and thresholds of the results, and the resize that decides which images share a batch."""
+
+    @property
+    def configs(self) -> Sequence[ModelConfig]:
+        """Those of all networks that see an image, whose memory adds up."""
+
+    def place(self, device: torch.device) -> None:
+        """Put the networks on a device."""
+
+    def infer_images(self, images: Sequence[Tensor], *, at_once: int | None = None) -> list[RawDetections]:
+        """Detections of every image [H, W, 3] uint8 RGB, on the images' device."""
+
+
 @dataclass(frozen=True)
 class FastChoice:
     """The fast model, or None where the network itself is used.
@@ -68,7 +86,12 @@ BuildFast = Callable[[HTC], SegmentationModel]
 
 
 def choose_fast_model(
-    model: object, device: torch.device, precision: Precision, *, build: BuildFast | None = None
+    model: object,
+    device: torch.device,
+    precision: Precision,
+    *,
+    build: BuildFast | None = None,
+    wants_semantic: bool = False,
 ) -> FastChoice:
     """Build the fast model and compare it with the network.
 
@@ -76,6 +99,7 @@ def choose_fast_model(
         model: on the device. Only an `HTC` has a fast way.
         precision: of the fast model, and of the network by autocast.
         build: makes the fast model of a network; by default `FastModel`, on CUDA only.
+        wants_semantic: whether semantic maps are asked for, and compared.
     """
     if not isinstance(model, HTC) or (build is None and device.type != "cuda"):
         return FastChoice(None, "")
@@ -83,7 +107,7 @@ def choose_fast_model(
         return FastChoice(None, f"off ({reason})")
     make = build or (lambda network: FastModel(network, device, precision=precision))
     try:
-        reason = _difference(model, make, device, precision)
+        reason = _difference(model, make, device, precision, wants_semantic=wants_semantic)
         if device.type == "cuda":
             torch.cuda.empty_cache()
         fast = make(model) if not reason else None
@@ -95,7 +119,9 @@ def choose_fast_model(
     return FastChoice(None, f"off ({reason})")
 
 
-def _difference(model: HTC, make: BuildFast, device: torch.device, precision: Precision) -> str:
+def _difference(
+    model: HTC, make: BuildFast, device: torch.device, precision: Precision, *, wants_semantic: bool
+) -> str:
     """Run both ways on made images; return how they differ, "" when they do not."""
     sensitive = copy.copy(model)
     sensitive.config = replace(model.config, score_threshold=_SCORE_THRESHOLD)
@@ -104,7 +130,7 @@ def _difference(model: HTC, make: BuildFast, device: torch.device, precision: Pr
         ("one image", made_images(_WIDE, 1), _RUNS),
         ("a batch", made_images(_TALL, _TALL_IMAGES), 1),
     ):
-        batch = build_batch(images, model.config, device)
+        batch = replace(build_batch(images, model.config, device), wants_semantic=wants_semantic)
         with torch.inference_mode():
             with _autocast(device, precision):
                 wanted = sensitive.infer(batch)
@@ -134,6 +160,18 @@ def _compare(found: RawDetections, wanted: RawDetections, precision: Precision) 
         share = _matched(one, other, upper, precision)
         if share < _LEAST_MATCHED[precision]:
             return f"{1 - share:.0%} of the better half of the detections {which}"
+    return _compare_maps(found.semantic, wanted.semantic, precision)
+
+
+def _compare_maps(
+    found: Sequence[SemanticMap] | None, wanted: Sequence[SemanticMap] | None, precision: Precision
+) -> str:
+    if (found is None) != (wanted is None):
+        return "semantic maps are missing"
+    for one, other in zip(found or (), wanted or (), strict=True):
+        share = float((one.logits.argmax(dim=0) == other.logits.argmax(dim=0)).float().mean())
+        if share < _LEAST_MATCHED[precision]:
+            return f"{1 - share:.0%} of the semantic map have another class"
     return ""
 
 
@@ -157,20 +195,3 @@ def _mask_change(one: Tensor, other: Tensor) -> Tensor:
 
 def _autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
-
-
-def made_images(size: tuple[int, int], count: int) -> Sequence[NDArray[np.uint8]]:
-    """Make images [H, W, 3] with soft shading, hard discs and bars, different each, the same ones each time."""
-    rng = np.random.default_rng(count)
-    height, width = size
-    rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
-    images = []
-    for _ in range(count):
-        canvas = np.stack([(rows * a + columns * b) % 256 for a, b in rng.uniform(-1, 1, (3, 2))], axis=-1)
-        for _ in range(8):
-            y, x = rng.uniform(0, height), rng.uniform(0, width)
-            radius = rng.uniform(10, min(size) / 3)
-            is_inside = (rows - y) ** 2 + ((columns - x) * rng.uniform(0.5, 2)) ** 2 < radius**2
-            canvas[is_inside] = canvas[is_inside] * 0.2 + rng.uniform(0, 200, 3)
-        images.append((canvas + rng.normal(0, 6, canvas.shape)).clip(0, 255).astype(np.uint8))
-    return images

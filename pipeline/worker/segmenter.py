@@ -5,24 +5,29 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
-from htc_model.config import ModelConfig, ModelConfigError
+from htc_model.config import ModelConfigError
 from htc_model.finite import NonFiniteError, check_finite
 from htc_model.inference.augmented import AugmentedModel
 from htc_model.inference.precision import PrecisionChoice, choose_precision, forbid_tf32
 from htc_model.masks.encode import CHUNK_COLUMNS, encode_detections
-from htc_model.preprocess import assemble_batch, build_batch, padded_size, upload_pixels
-from htc_model.structures import Detections, RawDetections
+from htc_model.masks.frames import CHUNK_PIXELS, encode_frames
+from htc_model.preprocess import upload_pixels
+from htc_model.semantic_classes import semantic_classes
+from htc_model.structures import Detections, FrameDetections, RawDetections
 from pipeline.errors import ImageError
 from pipeline.messages import ImageFailure
+from pipeline.models.checked import CheckedModel
+from pipeline.models.pixels import Pixels, PresetPixels
+from pipeline.output.rows import ClassNames
 from pipeline.worker.batch_encoding import BatchEncoder, PendingDetections
 from pipeline.worker.batching import BatchSize
 from pipeline.worker.error_boundaries import DeviceLostError, image_boundary
-from pipeline.worker.fast_path import FastChoice, SegmentationModel
+from pipeline.worker.fast_path import FastChoice, SegmentationModel, WholeImageModel
 from pipeline.worker.uploads import Upload
 
 if TYPE_CHECKING:
@@ -40,13 +45,15 @@ MEMORY_SHARE = 0.5
 # Larger batches wait longer for images of their shape, and 16 of 1333 x 800 keep any card busy.
 MAX_AUTO_BATCH = 16
 # Image columns of masks worked on at a time, about 2 kB of memory each (`htc_model.masks.encode`): some 60 MB, 8 MB,
-# 1 MB.
+# 1 MB. Of masks over the whole image values, 32 bytes each (`htc_model.masks.frames`): a quarter of that.
 MASK_CHUNKS = (CHUNK_COLUMNS, CHUNK_COLUMNS // 8, CHUNK_COLUMNS // 64)
+FRAME_CHUNKS = (CHUNK_PIXELS, CHUNK_PIXELS // 8, CHUNK_PIXELS // 64)
 
 
 LoadModel = Callable[["ModelSection"], SegmentationModel]
-# What the model makes of an image.
-Outcome = RawDetections | PendingDetections | ImageFailure
+# What the model finds in an image, and what becomes of the image.
+Found = RawDetections | FrameDetections | PendingDetections
+Outcome = Found | ImageFailure
 
 
 class ImagePart(NamedTuple):
@@ -131,7 +138,9 @@ def prepare_for_cpu(model: SegmentationModel, precision: PrecisionChoice) -> Seg
     return optimise_for_cpu(model)
 
 
-def augment(model: SegmentationModel, section: "ModelSection") -> SegmentationModel | AugmentedModel:
+def augment(
+    model: SegmentationModel | CheckedModel, section: "ModelSection"
+) -> SegmentationModel | WholeImageModel | CheckedModel:
     """Return the model as the spec's `augment` has it see the images.
 
     Raises:
@@ -139,13 +148,15 @@ def augment(model: SegmentationModel, section: "ModelSection") -> SegmentationMo
     """
     from htc_model.network.detector import HTC
 
-    if section.augment is None or not (views := section.augment.views(model.config.resize)):
+    if section.augment is None:
+        return model
+    if not isinstance(model, CheckedModel) and not (views := section.augment.views(model.config.resize)):
         return model
     if not isinstance(model, HTC):
         raise ModelConfigError(
             "model.augment is for networks of the presets; a model of your own must see its views by itself."
         )
-    return AugmentedModel(model, views)
+    return AugmentedModel(model, views, wants_semantic=section.wants_semantic)
 
 
 def pick_device(gpus: float) -> torch.device:
@@ -153,15 +164,18 @@ def pick_device(gpus: float) -> torch.device:
     return torch.device("cuda") if gpus > 0 and torch.cuda.is_available() else torch.device("cpu")
 
 
-def auto_batch_size(config: ModelConfig, device: torch.device) -> int:
-    """Return how many images of the largest padded shape fit; 1 on a CPU, where larger batches are no faster."""
+def auto_batch_size(pixels: Pixels, device: torch.device, *, beside: Sequence[Pixels] = ()) -> int:
+    """Return how many images of the largest padded shape fit; 1 on a CPU, where larger batches are no faster.
+
+    Args:
+        beside: those of the other networks that see each image, whose features are kept meanwhile.
+    """
     if device.type != "cuda":
         return 1
     free_bytes, _ = torch.cuda.mem_get_info(device)
-    resizes = [replace(config.resize, long_side=view.long_side, short_side=view.short_side) for view in config.views]
-    shapes = [padded_size(each.short_side, each.long_side, each) for each in resizes or [config.resize]]
-    pixels = max(height * width for height, width in shapes)
-    return max(1, min(MAX_AUTO_BATCH, int(free_bytes * MEMORY_SHARE / (BYTES_PER_PIXEL * pixels))))
+    sizes = [each.largest_size() for each in (pixels, *beside)]
+    count = sum(height * width for height, width in sizes)
+    return max(1, min(MAX_AUTO_BATCH, int(free_bytes * MEMORY_SHARE / (BYTES_PER_PIXEL * count))))
 
 
 def _finite(raw: RawDetections) -> RawDetections:
@@ -180,6 +194,11 @@ def _finite(raw: RawDetections) -> RawDetections:
     return raw
 
 
+def _mask_side(found: object) -> int | None:
+    """Return the side of an image's square mask maps; None where there are no masks."""
+    return None if not isinstance(found, RawDetections) or found.mask_probs is None else found.mask_probs.shape[-1]
+
+
 def _unwatched(images: Sequence[DecodedImage]) -> AbstractContextManager[None]:
     return nullcontext()
 
@@ -189,13 +208,14 @@ class Segmenter:
 
     def __init__(
         self,
-        model: SegmentationModel | AugmentedModel,
+        model: SegmentationModel | WholeImageModel | CheckedModel,
         device: torch.device,
         *,
         precision: PrecisionChoice | None = None,
         batch_size: int | None = None,
         fast: FastChoice | None = None,
         encoder: BatchEncoder | None = None,
+        wants_semantic: bool = False,
     ) -> None:
         """Put the model on the device.
 
@@ -204,21 +224,29 @@ class Segmenter:
             batch_size: None: by memory.
             fast: the model that takes the place of `model`, if it may, see `fast_path`.
             encoder: encodes whole batches; None encodes image by image, where the caller calls `encode`.
+            wants_semantic: whether the semantic branch's maps are asked for.
         """
-        network = model.network if isinstance(model, AugmentedModel) else model
-        if isinstance(network, torch.nn.Module):
-            network.to(device)
+        if isinstance(model, WholeImageModel):
+            model.place(device)
+        elif isinstance(model, torch.nn.Module | CheckedModel):
+            model.to(device)
         self.model = model
+        self.classes: ClassNames = model if isinstance(model, CheckedModel) else model.config
+        self._pixels: Pixels = model.pixels if isinstance(model, CheckedModel) else PresetPixels(model.config)
         self.device = device
         self.precision = precision or PrecisionChoice("fp32", "by default")
         self.fast = fast or FastChoice(None, "")
+        has_map = wants_semantic and not isinstance(model, CheckedModel)
+        self.semantic_classes = semantic_classes(model.config) if has_map else ()
+        self._wants_semantic = wants_semantic
         self._encoder = encoder
-        self.batch_size = BatchSize(batch_size or auto_batch_size(model.config, device))
+        beside = [PresetPixels(config) for config in model.configs[1:]] if isinstance(model, WholeImageModel) else ()
+        self.batch_size = BatchSize(batch_size or auto_batch_size(self._pixels, device, beside=beside))
 
     def padded_shape(self, image: DecodedImage) -> tuple[int, int]:
         """Return the (height, width) of the image inside a batch; equal shapes may share one."""
         height, width = image.pixels.shape[:2]
-        return padded_size(height, width, self.model.config.resize)
+        return self._pixels.padded_size(height, width)
 
     def segment(
         self,
@@ -263,9 +291,17 @@ class Segmenter:
                 reason = f"the {self.device.type} ran out of memory on this {width} x {height} {kind} alone"
                 yield batch[0], ImageFailure(batch[0].uri, "failed", reason)
             else:
-                yield batch[0], outcome
+                yield batch[0], self._naming_model(outcome)
 
-    def _outcomes(self, images: Sequence[DecodedImage], raws: Sequence[RawDetections]) -> Iterable[Outcome]:
+    def _naming_model(self, failure: ImageFailure) -> ImageFailure:
+        """Name a model of one's own whose `infer` raised; what is wrong with its results names it already."""
+        if not isinstance(self.model, CheckedModel) or not failure.traceback:
+            return failure
+        return replace(failure, reason=f"the model {self.model.name} raised {failure.reason}")
+
+    def _outcomes(self, images: Sequence[DecodedImage], raws: Sequence[Any]) -> Iterable[Outcome]:
+        if isinstance(self.model, CheckedModel):
+            return self._checked_outcomes(images, raws)
         if self._encoder is not None and len(raws) == len(images):
             return self._encoder.submit(raws)
         # For any model: NaN would make rows that no reader can order or filter.
@@ -274,14 +310,35 @@ class Segmenter:
             for image, raw in zip(images, raws, strict=True)
         )
 
-    def encode(self, found: RawDetections | PendingDetections) -> Detections:
+    def _checked_outcomes(
+        self, images: Sequence[DecodedImage], found: Sequence[RawDetections | FrameDetections | ImageError]
+    ) -> list[Outcome]:
+        outcomes: list[Outcome] = [
+            ImageFailure(image.uri, each.status, each.reason) if isinstance(each, ImageError) else each
+            for image, each in zip(images, found, strict=True)
+        ]
+        if self._encoder is not None:
+            # One pass encodes maps of one size.
+            places = [place for place, each in enumerate(found) if isinstance(each, RawDetections)]
+            sides = {place: _mask_side(found[place]) for place in places}
+            together = [place for place in places if sides[place] == sides[places[0]]]
+            raws = [each for place in together if isinstance(each := found[place], RawDetections)]
+            for place, pending in zip(together, self._encoder.submit(raws) if raws else [], strict=True):
+                outcomes[place] = pending
+        return outcomes
+
+    def encode(self, found: Found) -> Detections:
         """Encode one image's masks, in smaller and smaller chunks when they do not fit the memory.
 
         Raises:
             ImageError: `failed`: the smallest chunks do not fit either, or the model's numbers are not finite.
             DeviceLostError: the device is unusable.
         """
-        if isinstance(found, RawDetections):
+        detections = self._encode_found(found)
+        return self.model.clip(detections, found.original_size) if isinstance(self.model, CheckedModel) else detections
+
+    def _encode_found(self, found: Found) -> Detections:
+        if not isinstance(found, PendingDetections):
             return self._encode_alone(found)
         try:
             return found.result()
@@ -292,37 +349,46 @@ class Segmenter:
         self._free_cache()
         return self._encode_alone(found.raw)
 
-    def _encode_alone(self, raw: RawDetections) -> Detections:
-        for chunk_columns in MASK_CHUNKS:
-            detections = self._encode(raw, chunk_columns)
+    def _encode_alone(self, found: RawDetections | FrameDetections) -> Detections:
+        for chunk in FRAME_CHUNKS if isinstance(found, FrameDetections) else MASK_CHUNKS:
+            detections = self._encode(found, chunk)
             if detections is not None:
                 return detections
-        height, width = raw.original_size
+        height, width = found.original_size
         raise ImageError(
             "failed", f"the {self.device.type} ran out of memory on the masks of this {width} x {height} image"
         )
 
-    def _encode(self, raw: RawDetections, chunk_columns: int) -> Detections | None:
+    def _encode(self, found: RawDetections | FrameDetections, chunk: int) -> Detections | None:
         """Return one image's encoded masks; None when they do not fit the memory."""
         try:
-            return encode_detections(raw, chunk_columns=chunk_columns)
+            if isinstance(found, FrameDetections):
+                return encode_frames(found, chunk_pixels=chunk)
+            return encode_detections(found, chunk_columns=chunk)
         except torch.OutOfMemoryError:
-            log.warning("out of memory with masks in chunks of %d columns", chunk_columns)
+            log.warning("out of memory with masks in chunks of %d", chunk)
+        except NonFiniteError as error:
+            raise ImageError("failed", f"the model computed no result: {error}") from error
         except torch.AcceleratorError as error:
             raise DeviceLostError(str(error)) from error
         self._free_cache()
         return None
 
-    def _infer(self, images: Sequence[DecodedImage], staged: Upload | None) -> list[RawDetections] | None:
+    def _infer(self, images: Sequence[DecodedImage], staged: Upload | None) -> list[Any] | None:
         """Return the detections of one batch; None when it does not fit the memory."""
         try:
             with torch.inference_mode():
-                if isinstance(self.model, AugmentedModel):
-                    return self._infer_views(self.model, images, staged)
+                if isinstance(self.model, WholeImageModel):
+                    return self._infer_whole(self.model, images, staged)
                 if staged is None:
-                    batch = build_batch([image.pixels for image in images], self.model.config, self.device)
+                    batch = self._pixels.build([image.pixels for image in images], self.device)
                 else:
-                    batch = assemble_batch(staged.receive(), self.model.config)
+                    batch = self._pixels.assemble(staged.receive())
+                if isinstance(self.model, CheckedModel):
+                    with self._autocast():
+                        found = self.model.infer(batch)
+                    return [self.model.try_check(*each) for each in zip(found, batch.original_sizes, strict=True)]
+                batch = replace(batch, wants_semantic=self._wants_semantic)
                 if self.fast.model is not None:
                     return self.fast.model.infer(batch)
                 with self._autocast():
@@ -338,8 +404,8 @@ class Segmenter:
         self._free_cache()
         return None
 
-    def _infer_views(
-        self, model: AugmentedModel, images: Sequence[DecodedImage], staged: Upload | None
+    def _infer_whole(
+        self, model: WholeImageModel, images: Sequence[DecodedImage], staged: Upload | None
     ) -> list[RawDetections]:
         pixels = [upload_pixels(each.pixels, self.device) for each in images] if staged is None else staged.receive()
         with self._autocast():

@@ -10,14 +10,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from htc_model.structures import Detections, RawDetections
+from htc_model.structures import Detections
 from pipeline.concurrency import Prefetch
 from pipeline.inputs.decode import decode_image, read_header
 from pipeline.inputs.formats.bands import AS_STORED, BandRule
@@ -28,20 +28,21 @@ from pipeline.inputs.read import fetch_image
 from pipeline.inputs.shard import Shard
 from pipeline.inputs.windows import WindowedImage
 from pipeline.job_spec.job import ImagesSection
+from pipeline.job_spec.map_tables import MapTable
 from pipeline.job_spec.tiles import TilesSection
 from pipeline.messages import ImageFailure
+from pipeline.output.map_rows import MapRows, build_map_rows
 from pipeline.output.rows import InstanceRow, build_instance_rows
 from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
 from pipeline.telemetry import StageClock
-from pipeline.worker.batch_encoding import PendingDetections
 from pipeline.worker.byte_budget import ByteBudget, ByteGauge, Lane, SharedBudget
 from pipeline.worker.commit_claim import CommitClaim
 from pipeline.worker.error_boundaries import image_boundary
 from pipeline.worker.model_queue import ModelQueue
 from pipeline.worker.model_time import ModelTime, ShardTime
 from pipeline.worker.open_tiles import TileReader, TileSource
-from pipeline.worker.segmenter import DecodedImage, ImagePart, Outcome, Segmenter
+from pipeline.worker.segmenter import DecodedImage, Found, ImagePart, Outcome, Segmenter
 from pipeline.worker.tiled_image import TiledImage
 from pipeline.worker.upload_lane import CudaLane, UploadLane
 from pipeline.worker.watchdog import Step, Watchdog
@@ -66,11 +67,12 @@ MAX_ENCODING = 32
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An image's rows of `instances`, its (height, width), and the version that was read."""
+    """An image's rows of `instances`, its (height, width), the version that was read, and its rows of maps."""
 
     rows: list[InstanceRow]
     size: tuple[int, int]
     read: ReadVersion | None = None
+    map_rows: MapRows = field(default_factory=dict)
 
 
 class WorkerResources:
@@ -153,6 +155,7 @@ class ShardPipeline:
         claim: CommitClaim,
         on_images: Callable[[int], None],
         shard_time: ShardTime,
+        map_tables: Sequence[MapTable] = (),
     ) -> None:
         """Prepare the stages.
 
@@ -163,6 +166,7 @@ class ShardPipeline:
             claim: the attempt's right to commit, checked before each batch.
             on_images: called with the number of further images whose outcome is known.
             shard_time: gets how far the shard is.
+            map_tables: the tables of maps that the run has.
         """
         self.shard_time = shard_time
         self.clock = StageClock()
@@ -171,6 +175,7 @@ class ShardPipeline:
         self._shard = shard
         self._positions = positions
         self._model_label = model_label
+        self._map_tables = map_tables
         self._claim = claim
         self._is_last_attempt = is_last_attempt
         self._on_images = on_images
@@ -184,7 +189,7 @@ class ShardPipeline:
         self._versions: dict[int, ReadVersion] = {}
         self._failures: dict[int, ImageFailure] = {}
         self._tiled: dict[int, TiledImage] = {}
-        self._encoding: deque[Future[object]] = deque()
+        self._encoding: deque[Future[Any]] = deque()
         self._encoded: dict[int, Future[EncodedImage | ImageFailure]] = {}
 
     def run(self) -> "list[EncodedImage | ImageFailure]":
@@ -416,11 +421,11 @@ class ShardPipeline:
         self._encoding.append(future)
         return future
 
-    def _encode_rows(self, position: int, found: RawDetections | PendingDetections) -> EncodedImage:
+    def _encode_rows(self, position: int, found: Found) -> EncodedImage:
         with self.clock.time("encode"), self._watch([position], "mask encoding"):
             return self._rows_of(position, self._resources.segmenter.encode(found), found.original_size)
 
-    def _encode_tile(self, tiled: TiledImage, tile: int, found: RawDetections | PendingDetections) -> Detections:
+    def _encode_tile(self, tiled: TiledImage, tile: int, found: Found) -> Detections:
         with self.clock.time("encode"), self._watch([tiled.position], "mask encoding"):
             return tiled.cut(tile, self._resources.segmenter.encode(found))
 
@@ -441,13 +446,12 @@ class ShardPipeline:
             return self._rows_of(tiled.position, joined.detections, tiled.size)
 
     def _rows_of(self, position: int, found: Detections, size: tuple[int, int]) -> EncodedImage:
-        rows = build_instance_rows(
-            self._shard.images[position],
-            found,
-            self._resources.segmenter.model.config,
-            model=self._model_label,
+        ref, segmenter = self._shard.images[position], self._resources.segmenter
+        rows = build_instance_rows(ref, found, segmenter.classes, model=self._model_label)
+        map_rows = build_map_rows(
+            ref, found, segmenter.classes, segmenter.semantic_classes, self._map_tables, model=self._model_label
         )
-        return EncodedImage(rows, size)
+        return EncodedImage(rows, size, map_rows=map_rows)
 
     def _watch(self, positions: Sequence[int], step: Step) -> AbstractContextManager[None]:
         return self._resources.watchdog.on(self._shard.index, positions, step)

@@ -2,14 +2,16 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
 from pipeline.errors import HtcError
 from pipeline.inputs.shard import Shard
+from pipeline.job_spec.map_tables import MapTable
 from pipeline.messages import Assignment, Hang, ImageFailure, PartialResult, ShardResult, WorkerReport
 from pipeline.output.commit import commit_shard
+from pipeline.output.map_rows import MapRows, joined
 from pipeline.output.rows import ImageRow, InstanceRow, build_image_row
 from pipeline.telemetry import WorkerTotals, traced_stages
 from pipeline.worker.commit_claim import CommitClaim
@@ -24,12 +26,21 @@ from pipeline.worker.totals import WorkCounter
 class ShardProcessor:
     """Turns shards into committed tables with one model; `process` may run on two threads at once."""
 
-    def __init__(self, resources: WorkerResources, *, output_uri: str, run: str, model_label: str) -> None:
-        """`model_label`: what the tables' `model` column contains."""
+    def __init__(
+        self,
+        resources: WorkerResources,
+        *,
+        output_uri: str,
+        run: str,
+        model_label: str,
+        map_tables: Sequence[MapTable] = (),
+    ) -> None:
+        """`model_label`: what the tables' `model` column contains. `map_tables`: the tables of maps of the run."""
         self._resources = resources
         self._output_uri = output_uri
         self._run = run
         self._model_label = model_label
+        self._map_tables = map_tables
         self._counter = WorkCounter()
         self._device_use = DeviceUse(resources.segmenter.device)
 
@@ -124,6 +135,7 @@ class ShardProcessor:
             claim=claim,
             on_images=self._counter.counted(on_images),
             shard_time=shard_time,
+            map_tables=self._map_tables,
         )
         with (
             self._counter.track(stages.clock, stages.bytes_read),
@@ -135,9 +147,11 @@ class ShardProcessor:
             with stages.clock.time("write"):
                 images = Shard(shard.index, tuple(shard.images[position] for position in positions))
                 image_rows, instance_rows = self._rows(images, outcomes, assignment.attempt)
+                encoded = [each for each in outcomes if isinstance(each, EncodedImage)]
+                map_rows = joined((each.map_rows for each in encoded), self._map_tables)
                 if assignment.is_committed_by_worker:
                     claim.take()
-                    self._commit(shard, image_rows, instance_rows, claim)
+                    self._commit(shard, image_rows, instance_rows, map_rows, claim)
         report = ShardResult(
             index=shard.index,
             statuses=dict(Counter(row.status for row in image_rows)),
@@ -155,7 +169,7 @@ class ShardProcessor:
         )
         if assignment.is_committed_by_worker:
             return report
-        return PartialResult(shard.index, positions, report, tuple(image_rows), tuple(instance_rows))
+        return PartialResult(shard.index, positions, report, tuple(image_rows), tuple(instance_rows), map_rows)
 
     def _rows(
         self, shard: Shard, outcomes: "list[EncodedImage | ImageFailure]", attempt: int
@@ -179,7 +193,12 @@ class ShardProcessor:
         return image_rows, instance_rows
 
     def _commit(
-        self, shard: Shard, image_rows: list[ImageRow], instance_rows: list[InstanceRow], claim: CommitClaim
+        self,
+        shard: Shard,
+        image_rows: list[ImageRow],
+        instance_rows: list[InstanceRow],
+        map_rows: MapRows,
+        claim: CommitClaim,
     ) -> None:
         try:
             commit_shard(
@@ -189,6 +208,7 @@ class ShardProcessor:
                 shard.index,
                 image_rows,
                 instance_rows,
+                maps=map_rows,
                 confirm=claim.confirm,
             )
         except HtcError as error:

@@ -32,12 +32,13 @@ from pipeline.storage.storage import Storage
 from pipeline.telemetry import WorkerMetrics
 from pipeline.text import one_line
 from pipeline.worker.commit_claim import CommitClaim, DriverLiveness
-from pipeline.worker.error_boundaries import DeviceLostError, shard_boundary
+from pipeline.worker.error_boundaries import DeviceLostError, MemberLostError, shard_boundary
 from pipeline.worker.log_relay import LogRelay
 from pipeline.worker.model_time import ModelTime
 
 if TYPE_CHECKING:
     # The driver imports this module and may run on a machine without torch.
+    from pipeline.worker.members import OpenMembers
     from pipeline.worker.segmenter import LoadModel
     from pipeline.worker.shard_processor import ShardProcessor
 
@@ -58,11 +59,13 @@ class WorkerSettings:
     batch_size: images per inference; None chooses it by the device's memory.
     image_timeout_s: for one image in one step, see `RetrySection`; None for no limit.
     load_model: takes the model section, returns the model; None loads the section's preset and weights.
+    open_members: starts the members of an ensemble in processes of their own; None has them in the worker's.
     cpus, gpus: what Ray reserves for this worker; fractions allowed.
     mask_processes: that make the masks' text beside a worker with a GPU; 0 makes it in the worker.
     otel: how this process sends telemetry; None for not at all.
     number: the worker's in its pool. log_format, log_level: the driver's, see `pipeline.logs`.
     model_name: the value of the tables' column `model`, see `pipeline.weights.naming`; "" is the preset.
+    search_path: where the factory of a model of one's own is searched, see `pipeline.models.factory`.
     rule: how the bands of an image become its colours.
     tiles: how huge images are cut; None for not at all.
     """
@@ -76,6 +79,7 @@ class WorkerSettings:
     batch_size: int | None = None
     image_timeout_s: float | None = None
     load_model: "LoadModel | None" = None
+    open_members: "OpenMembers | None" = None
     cpus: float = 1.0
     gpus: float = 0.0
     mask_processes: int = 0
@@ -84,6 +88,7 @@ class WorkerSettings:
     log_format: str = "text"
     log_level: str = ""
     model_name: str = ""
+    search_path: tuple[str, ...] = ()
     rule: BandRule = AS_STORED
     tiles: TilesSection | None = None
 
@@ -152,8 +157,9 @@ class Worker:
                     shard.index,
                     lambda: processor.process(shard, assignment, claim=claim, on_images=self._count(shard.index)),
                 )
-        except DeviceLostError:
-            log.exception("the accelerator is lost; this process ends so that a new one can take over")
+        except DeviceLostError as error:
+            lost = str(error) if isinstance(error, MemberLostError) else "the accelerator is lost"
+            log.exception("%s; this process ends so that a new one can take over", lost)
             logging.shutdown()
             os._exit(DEVICE_LOST_EXIT_CODE)
         finally:
@@ -212,39 +218,34 @@ class Worker:
         from pipeline.worker.choose_jpeg import choose_jpeg_decoder
         from pipeline.worker.fast_path import choose_fast_model
         from pipeline.worker.memory import keep_freed_memory
-        from pipeline.worker.segmenter import (
-            Segmenter,
-            augment,
-            load_model,
-            pick_device,
-            prepare_for_cpu,
-            settle_precision,
-        )
+        from pipeline.worker.open_model import open_model
+        from pipeline.worker.segmenter import Segmenter, pick_device
         from pipeline.worker.shard_pipeline import WorkerResources
         from pipeline.worker.shard_processor import ShardProcessor
 
         settings = self._settings
         torch.set_num_threads(max(1, int(settings.cpus)))
         storage, device = Storage(settings.storage), pick_device(settings.gpus)
-        if settings.load_model is None:
-            model = load_model(settings.model, storage)
-        else:
-            model = settings.load_model(settings.model)
-        precision = settle_precision(settings.model, device, storage, is_callers_model=settings.load_model is not None)
         if device.type == "cpu":
             keep_freed_memory()
-            model = prepare_for_cpu(model, precision)
-        elif isinstance(model, torch.nn.Module):
-            model.to(device)
-        seen = augment(model, settings.model)
+        model, precision = open_model(
+            settings.model,
+            storage,
+            device,
+            gpus=settings.gpus,
+            load=settings.load_model,
+            folders=settings.search_path,
+            open_members=settings.open_members,
+        )
         segmenter = Segmenter(
-            seen,
+            model,
             device,
             precision=precision,
             batch_size=settings.batch_size,
             # Its plans are for one view of an image.
-            fast=choose_fast_model(seen, device, precision.precision),
+            fast=choose_fast_model(model, device, precision.precision, wants_semantic=settings.model.wants_semantic),
             encoder=BatchEncoder(device, processes=settings.mask_processes) if device.type == "cuda" else None,
+            wants_semantic=settings.model.wants_semantic,
         )
         resources = WorkerResources(
             segmenter,
@@ -259,7 +260,11 @@ class Worker:
             model_time=self._model_time,
         )
         return ShardProcessor(
-            resources, output_uri=settings.output_uri, run=settings.run, model_label=settings.model_label
+            resources,
+            output_uri=settings.output_uri,
+            run=settings.run,
+            model_label=settings.model_label,
+            map_tables=settings.model.map_tables,
         )
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipeline.job_spec.job import JobSpec
+from pipeline.output.results import open_results
 from tests.support.builders.e2e_specs import image_rows, instance_rows, spec_with, statuses
 from tests.support.fakes.models import write_images
 from tests.support.paths import PROGRAMS
@@ -68,10 +71,22 @@ def check_resumed_tables(folder: Path, before: dict[Path, int], log: str) -> Non
     assert sorted(str(row["uri"]) for row in rows) == sorted(map(str, (folder / "in").iterdir()))
     assert set(statuses(spec).values()) == {"ok"}
     assert len({(row["image_id"], row["instance"]) for row in instance_rows(spec)}) == IMAGES
+    check_maps(spec)
     after = committed(folder)
     assert {path: after[path] for path in before} == before
     assert f"{IMAGES // 4 - len(before)} of {IMAGES // 4} shards to go" in log
     assert not [path for path in (folder / "out").rglob("*") if path.name.startswith(".")]
+
+
+def check_maps(spec: JobSpec) -> None:
+    """Check that each image has its map and its segment once."""
+    results = open_results(spec.output.uri)
+    pixels = {row["image_id"]: row["width"] * row["height"] for row in results.images().to_pylist()}
+    areas: Counter[int] = Counter()
+    for row in results.semantic().to_pylist():
+        areas[row["image_id"]] += row["area"]
+    assert areas == pixels
+    assert sorted(results.panoptic().column("image_id").to_pylist()) == sorted(pixels)
 
 
 def test_a_driver_killed_with_its_whole_group_resumes(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
-"""Adds runs to the three Iceberg tables of an output, and withdraws them.
+"""Adds runs to the Iceberg tables of an output, and withdraws them.
 
-A run is added to `instances` first, then to `deletions`, and to `images` last, as a worker writes a shard: a query that
-begins at `images` finds all other rows. It is withdrawn in the opposite order. The next call finishes what was
-interrupted in between.
+A run is added to its tables of maps and to `instances` first, then to `deletions`, and to `images` last, as a worker
+writes a shard: a query that begins at `images` finds all other rows. It is withdrawn in the opposite order. The next
+call finishes what was interrupted in between.
 """
 
 from datetime import UTC, datetime
@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING
 
 from jobs.maintenance.iceberg.schema import SCHEMAS
 from jobs.maintenance.iceberg.table import IcebergTable
+from pipeline.job_spec.map_tables import MAP_TABLES
 from pipeline.maintenance.publications import Publication, forget_publication, note_publication, read_publications
 from pipeline.output.deletions import deletion_parts
 from pipeline.output.parts import committed_parts, part_uri
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from jobs.maintenance.iceberg.catalog import OpenCatalog
     from pipeline.output.results import Results
     from pipeline.output.run_record import RunRecord
@@ -39,10 +42,16 @@ class Publisher:
         """Return one of the tables."""
         return self._tables[name]
 
-    def make(self) -> None:
-        """Create the tables that are missing, and add new columns to the others."""
-        for table in self._tables.values():
-            table.make()
+    def make(self, records: "Sequence[RunRecord]" = ()) -> None:
+        """Create the tables that are missing, and add new columns to the others.
+
+        Args:
+            records: of the runs that will be published; a table of maps is made when one of them has it.
+        """
+        needed = {table for record in records for table in record.tables}
+        for name, table in self._tables.items():
+            if name not in MAP_TABLES or name in needed:
+                table.make()
 
     def runs(self) -> set[str]:
         """Return the runs of which any of the tables names files."""
@@ -54,7 +63,7 @@ class Publisher:
         if not noted or not noted[0].snapshots:
             return False
         wanted = self._files(results, run)
-        return all(table.has(run, wanted[name]) for name, table in self._tables.items())
+        return all(self._tables[name].has(run, files) for name, files in wanted.items())
 
     def add(self, results: "Results", record: "RunRecord", lease: "Lease") -> bool:
         """Publish a run; return whether anything was left to do.
@@ -67,7 +76,7 @@ class Publisher:
         # Recorded first: from here on, no command removes files that a table may name.
         note_publication(self._storage, self._output_uri, run, Publication(*self.place, moment))
         wanted, properties = self._files(results, run), _properties(record)
-        changes = [table.put(run, wanted[name], properties, lease.check) for name, table in self._tables.items()]
+        changes = [self._tables[name].put(run, files, properties, lease.check) for name, files in wanted.items()]
         snapshots = {name: table.snapshot_of(run) for name, table in self._tables.items()}
         kept = {name: snapshot for name, snapshot in snapshots.items() if snapshot is not None}
         note_publication(self._storage, self._output_uri, run, Publication(*self.place, moment, kept))
@@ -86,13 +95,13 @@ class Publisher:
         return any(changes)
 
     def _files(self, results: "Results", run: str) -> dict[str, list[str]]:
+        """Return the run's files by table, of the tables that it has, in the order in which they are added."""
         shard_counts = {each.run: each.shard_count for each in results.records}
         parts = committed_parts(self._storage, self._output_uri, run, shard_count=shard_counts[run])
-        return {
-            "instances": [part_uri(self._output_uri, "instances", run, part) for part in parts],
-            "deletions": deletion_parts(results, run),
-            "images": [part_uri(self._output_uri, "images", run, part) for part in parts],
-        }
+        found: dict[str, list[str]] = {"deletions": deletion_parts(results, run)}
+        for table in results.tables(run):
+            found[table] = [part_uri(self._output_uri, table, run, part) for part in parts]
+        return {name: found[name] for name in SCHEMAS if name in found}
 
 
 def _properties(record: "RunRecord") -> dict[str, str]:

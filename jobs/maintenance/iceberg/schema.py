@@ -21,12 +21,12 @@ from pyiceberg.types import (
 )
 
 from pipeline.output.deletions import DELETIONS_SCHEMA
-from pipeline.output.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
+from pipeline.output.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA, MAP_SCHEMAS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SCHEMAS = {"instances": INSTANCES_SCHEMA, "deletions": DELETIONS_SCHEMA, "images": IMAGES_SCHEMA}
+SCHEMAS = {**MAP_SCHEMAS, "instances": INSTANCES_SCHEMA, "deletions": DELETIONS_SCHEMA, "images": IMAGES_SCHEMA}
 """By table, in the order in which a run is added: a query that finds its images finds the rest as well."""
 _SIMPLE: dict[pa.DataType, IcebergType] = {
     pa.int32(): IntegerType(),

@@ -45,7 +45,7 @@ ATTEMPTS = 5
 
 
 class IcebergTable:
-    """A table of an output in a catalog; `name` is "images", "instances" or "deletions".
+    """A table of an output in a catalog; `name` is "images", "deletions" or another table's.
 
     Raises:
         SpecError: the table of this name is of another output.

@@ -124,7 +124,12 @@ class Browser:
         search = self._search(request)
         page = await self._ask(partial(find_page, search, self.tables), request)
         return self.pages.render(
-            "gallery.html", search=search, page=page, place_of=partial(place_of, search), **self._choices(search)
+            "gallery.html",
+            search=search,
+            page=page,
+            place_of=partial(place_of, search),
+            has_map=self.tables.has_map(search.run),
+            **self._choices(search),
         )
 
     async def facets(self, request: Request) -> Response:

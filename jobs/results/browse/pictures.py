@@ -16,7 +16,15 @@ from PIL import Image
 
 from jobs.results.browse.search import Search
 from jobs.results.browse.tables import ImageFacts, Tables
-from jobs.results.drawing import ReadImage, Style, draw_overlay, encode_picture, instance_of_row
+from jobs.results.drawing import (
+    DrawnInstance,
+    ReadImage,
+    Style,
+    draw_overlay,
+    encode_picture,
+    instance_of_row,
+    segment_of_row,
+)
 from pipeline.text import printable
 
 THUMBNAIL_PX = 320
@@ -69,9 +77,8 @@ class Pictures:
         read = self._tables.reader().read(asdict(image))
         if read.pixels is None:
             return tile(_problem(read))
-        instances = self._chosen(image, search) if search.is_drawn else []
         style = Style(long_side=THUMBNAIL_PX, has_labels=False)
-        pixels = draw_overlay(read.pixels, [instance_of_row(row) for row in instances], style)
+        pixels = draw_overlay(read.pixels, self._drawn(image, search) if search.is_drawn else [], style)
         return Picture(encode_picture(pixels, "jpeg", quality=85), "image/jpeg")
 
     def _whole(self, image: ImageFacts) -> Picture:
@@ -87,6 +94,11 @@ class Pictures:
         if height * width <= LOSSLESS_PIXELS:
             return Picture(encode_picture(pixels, "png"), "image/png")
         return Picture(encode_picture(pixels, "jpeg", quality=92), "image/jpeg")
+
+    def _drawn(self, image: ImageFacts, search: Search) -> list[DrawnInstance]:
+        if search.is_map and self._tables.has_map(image.run):
+            return [segment_of_row(row) for row in self._tables.segments(image)] if image.status == "ok" else []
+        return [instance_of_row(row) for row in self._chosen(image, search)]
 
     def _chosen(self, image: ImageFacts, search: Search) -> Sequence[dict[str, object]]:
         rows = [row for row in self._tables.instances(image) if search.matches(row)]

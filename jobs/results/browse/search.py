@@ -28,7 +28,7 @@ class Search:
     run: its name, or "current" for each image's newest rows. name: a part of the URI. where: a condition in SQL on the
     columns of `instances`. min_area, max_area: in pixels. A condition on instances leaves the images that have at least
     one such instance. after, before: the place in the order, see `gallery`; "" is the beginning.
-    is_drawn: whether thumbnails show masks.
+    is_drawn: whether thumbnails show masks. is_map: whether these are the panoptic segments, where the run has them.
     """
 
     run: str
@@ -44,6 +44,7 @@ class Search:
     after: str = ""
     before: str = ""
     is_drawn: bool = True
+    is_map: bool = False
 
     @property
     def is_about_instances(self) -> bool:
@@ -71,7 +72,8 @@ class Search:
         texts = {"name": self.name, "where": self.where, "after": self.after, "before": self.before}
         pairs += [(name, value) for name, value in texts.items() if value]
         pairs += [("order", self.order)] if self.order != "name" else []
-        return pairs + ([] if self.is_drawn else [("masks", "0")])
+        pairs += [] if self.is_drawn else [("masks", "0")]
+        return pairs + ([("map", "1")] if self.is_map else [])
 
     def address(self, path: str = "/", **changes: Any) -> str:
         """Return the address of this search with changes; without a change of the place, of its beginning."""
@@ -142,6 +144,7 @@ def parse_search(pairs: Iterable[tuple[str, str]], tables: Tables) -> Search:
         after=last.get("after", ""),
         before=last.get("before", ""),
         is_drawn=last.get("masks", "1") != "0",
+        is_map=last.get("map") == "1",
     )
     _check_range("score", search.min_score, search.max_score)
     _check_range("area", search.min_area, search.max_area)

@@ -19,12 +19,13 @@ import pyarrow.dataset as pads
 
 from jobs.results.browse.work import Job, TimeLimitError
 from jobs.results.drawing import ImageReader
+from jobs.results.map_tables import has_table, read_rows
 from jobs.results.query import read_instances
 from pipeline.errors import HtcError, NotFoundError, SpecError, StorageError
 from pipeline.output.dataset import open_files
 from pipeline.output.part_files import check_columns, parquet_errors
 from pipeline.output.parts import part_uri
-from pipeline.output.query_files import SCHEME, TABLE_SCHEMAS
+from pipeline.output.query_files import SCHEME, VIEW_SCHEMAS
 from pipeline.output.results import Results, open_results
 from pipeline.output.schema import IMAGES_SCHEMA
 from pipeline.output.views import VIEWS, open_database, translated_sql_errors
@@ -107,7 +108,7 @@ class _Listed:
         # What is registered is seen by one connection only, and a cursor is another one.
         kept = "SELECT view_name FROM duckdb_views() WHERE NOT temporary"
         views = {str(row[0]) for row in self.database.execute(kept).fetchall()}
-        for name in (*TABLE_SCHEMAS, "runs"):
+        for name in (*VIEW_SCHEMAS, "runs"):
             if name not in views:
                 self.database.execute(f"CREATE TABLE main.{name} AS SELECT * FROM {name}")  # noqa: S608  # nosec B608 - our names
         self.signature = {run: tuple(self.results.committed(run)) for run in self.results.runs()}
@@ -289,6 +290,15 @@ class Tables:
             DamagedFileError: their part is damaged or missing.
         """
         return read_instances(self._listed.results, image.run, image.shard, image.image_id, image.uri)
+
+    def has_map(self, run: str) -> bool:
+        """Return whether a run has panoptic segments; of "current", whether some run has."""
+        results = self._listed.results
+        return any(has_table(results, each, "panoptic") for each in (results.runs() if self.is_current(run) else [run]))
+
+    def segments(self, image: ImageFacts) -> list[dict[str, Any]]:
+        """Return an image's rows of `panoptic`; errors as `instances`."""
+        return read_rows(self._listed.results, "panoptic", image)
 
     def reader(self) -> ImageReader:
         """Return the reader of the runs' images."""

@@ -6,7 +6,14 @@ from htc_model.lazy_exports import attach
 
 if TYPE_CHECKING:
     from jobs.results.drawing.captions import short_names
-    from jobs.results.drawing.colours import PALETTE, colour_of, instance_colour, text_colour
+    from jobs.results.drawing.colours import (
+        PALETTE,
+        STUFF_PALETTE,
+        colour_of,
+        instance_colour,
+        stuff_colour,
+        text_colour,
+    )
     from jobs.results.drawing.compose import Cell, Side, contact_sheet, crop, side_by_side
     from jobs.results.drawing.image_reader import (
         ImageReader,
@@ -18,10 +25,12 @@ if TYPE_CHECKING:
     from jobs.results.drawing.instances import DrawnInstance, damaged_masks, instance_of_row
     from jobs.results.drawing.overlay import Overlay, draw_overlay, render_overlay
     from jobs.results.drawing.picture_files import encode_picture, picture_names, write_picture
+    from jobs.results.drawing.segments import region_of_row, segment_of_row, stuff_segment
     from jobs.results.drawing.style import Style
 
 __all__ = [
     "PALETTE",
+    "STUFF_PALETTE",
     "Cell",
     "DrawnInstance",
     "ImageReader",
@@ -40,10 +49,14 @@ __all__ = [
     "instance_colour",
     "instance_of_row",
     "picture_names",
+    "region_of_row",
     "render_overlay",
     "render_run_image",
+    "segment_of_row",
     "short_names",
     "side_by_side",
+    "stuff_colour",
+    "stuff_segment",
     "text_colour",
     "write_picture",
 ]
@@ -52,12 +65,13 @@ __getattr__ = attach(
     __name__,
     {
         "captions": ["short_names"],
-        "colours": ["PALETTE", "colour_of", "instance_colour", "text_colour"],
+        "colours": ["PALETTE", "STUFF_PALETTE", "colour_of", "instance_colour", "stuff_colour", "text_colour"],
         "compose": ["Cell", "Side", "contact_sheet", "crop", "side_by_side"],
         "instances": ["DrawnInstance", "damaged_masks", "instance_of_row"],
         "overlay": ["Overlay", "draw_overlay", "render_overlay"],
         "picture_files": ["encode_picture", "picture_names", "write_picture"],
         "image_reader": ["ReadImage", "ImageReader", "draw_run_image", "grey_tile", "render_run_image"],
+        "segments": ["region_of_row", "segment_of_row", "stuff_segment"],
         "style": ["Style"],
     },
 )

@@ -12,6 +12,8 @@ from hashlib import blake2b
 from typing import TypeAlias
 
 from htc_model.coco_classes import COCO_CLASSES
+from htc_model.coco_stuff_classes import COCO_STUFF_CLASSES, FIRST_STUFF_ID
+from htc_model.semantic_classes import OTHER, UNLABELED
 
 Colour: TypeAlias = tuple[int, int, int]
 """Red, green, blue, 0 to 255."""
@@ -38,14 +40,34 @@ PALETTE: tuple[Colour, ...] = (
     (0x84, 0x9C, 0xFC),
     (0xF0, 0x00, 0xC0),
 )
+# Of stuff: muted, so that things stand out from them. Found by the same method among colours of a chroma from 4 to 26
+# and a lightness from 32 to 84; any two are at least 10 apart for each of these viewers.
+STUFF_PALETTE: tuple[Colour, ...] = (
+    (0x84, 0x9C, 0xB4),
+    (0x60, 0x48, 0x24),
+    (0xD8, 0xCC, 0x9C),
+    (0x18, 0x60, 0x54),
+    (0xFC, 0xC0, 0xD8),
+    (0x54, 0x48, 0x6C),
+    (0x78, 0xB4, 0x9C),
+    (0xB4, 0x84, 0x6C),
+    (0xCC, 0xCC, 0xFC),
+    (0x9C, 0x6C, 0x84),
+    (0x3C, 0x6C, 0x90),
+    (0x60, 0x6C, 0x48),
+)
 # COCO's 80 classes go through the palette four times. Neighbours in its list, which are found together (vehicles,
 # animals, dishes), differ; the places are moved in each round so that a person shares the colour with bear, broccoli
 # and hair drier, and not with kite and dining table.
 _ROUND_OFFSETS = (0, 19, 10, 2)
 _COCO_INDEX = {name: index for index, name in enumerate(COCO_CLASSES)}
+_STUFF_INDEX = {name: index for index, name in enumerate(COCO_STUFF_CLASSES[FIRST_STUFF_ID - 1 :])}
+# COCO-Stuff's 91 classes of stuff go through theirs eight times; moved so that the twelve that are found together most
+# often outdoors (sky, tree, grass, buildings, road, pavement, clouds, sea, walls, dirt, mountain, fence) all differ.
+_STUFF_OFFSETS = (0, 4, 1, 8, 10, 9, 0, 11)
 # How far further rounds of instance colours are mixed with white and black, in turns.
 _MIXES = (0.35, 0.35, 0.6, 0.55)
-_WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
+_WHITE, _BLACK, _GREY = (255, 255, 255), (0, 0, 0), (128, 128, 128)
 
 
 @lru_cache(4096)
@@ -59,9 +81,28 @@ def colour_of(category: str) -> Colour:
     name = category.strip().casefold()
     index = _COCO_INDEX.get(name)
     if index is None:
-        digest = blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        return PALETTE[int.from_bytes(digest, "big") % len(PALETTE)]
+        return PALETTE[_hash_of(name) % len(PALETTE)]
     return PALETTE[(index + _ROUND_OFFSETS[index // len(PALETTE)]) % len(PALETTE)]
+
+
+@lru_cache(4096)
+def stuff_colour(name: str) -> Colour:
+    """Return the muted colour of a class of stuff, constant as `colour_of` is.
+
+    Neighbours in COCO-Stuff's list of classes, such as kinds of floors and walls, differ; other names have a place by a
+    hash. Classes that share a colour differ by their labels. What belongs to no class is grey.
+    """
+    key = name.strip().casefold()
+    if key in {OTHER, UNLABELED}:
+        return _GREY
+    index = _STUFF_INDEX.get(key)
+    if index is None:
+        return STUFF_PALETTE[_hash_of(key) % len(STUFF_PALETTE)]
+    return STUFF_PALETTE[(index + _STUFF_OFFSETS[index // len(STUFF_PALETTE)]) % len(STUFF_PALETTE)]
+
+
+def _hash_of(name: str) -> int:
+    return int.from_bytes(blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
 def instance_colour(number: int) -> Colour:

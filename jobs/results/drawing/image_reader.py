@@ -1,6 +1,5 @@
 """Reads the images of a run again, to draw on them: only the very version that was segmented."""
 
-import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -17,24 +16,25 @@ from jobs.results.drawing.overlay import Overlay, render_overlay, with_note
 from jobs.results.drawing.style import Style
 from pipeline.errors import HtcError, ImageError, InputError, NotFoundError, SpecError
 from pipeline.inputs.decode import DEFAULT_MAX_PIXELS, decode_image
-from pipeline.inputs.formats.bands import BandRule, rule_of
+from pipeline.inputs.formats.bands import rule_of
+from pipeline.inputs.overview import read_overview
 from pipeline.inputs.read import fetch_image
-from pipeline.inputs.windows import open_stored
 from pipeline.output.layout import run_folder
 from pipeline.planning.manifest import Manifest, ManifestReader
 from pipeline.storage.uris import display_uri, join
 
 if TYPE_CHECKING:
+    from pipeline.inputs.formats.bands import BandRule
     from pipeline.inputs.image_ref import ImageRef, ReadVersion
     from pipeline.output.results import Results
 
 # A tile for an image whose size is not known.
 TILE_SIZE = (640, 480)
+# Larger images are read at a smaller size, with this longer side at most.
+OVERVIEW_SIDE = 4096
 _GREY, _DARK = (225, 225, 225), (70, 70, 70)
 # Shards whose lists of images are kept: those of a page of thumbnails.
 _KEPT_SHARDS = 8
-LARGEST_SIDE = 8192
-"""Of a picture of a large image: some ten times a screen, and 200 MB of pixels."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class ReadImage:
     """An image of a run.
 
     uri: its name.
-    pixels: [H, W, 3] uint8 RGB, upright; None if it cannot be shown: instances are never drawn over another picture. Of
-        a large image a reduced copy, where the reader makes one.
+    pixels: [H, W, 3] uint8 RGB, upright; None if it cannot be shown: instances are never drawn over another picture.
     problem: why it cannot be shown, or has no instances; None if all is well.
     width, height: in pixels, of the run; those of a tile if the run never decoded it.
+    overview: of a huge image, in the place of its pixels: a reduced copy, [h, w, 3].
     """
 
     uri: str
@@ -53,6 +53,7 @@ class ReadImage:
     problem: str | None
     width: int
     height: int
+    overview: NDArray[np.uint8] | None = None
 
 
 class ImageReader:
@@ -60,13 +61,10 @@ class ImageReader:
 
     Args of the constructor:
         results: the output; its storage reads the images, wherever they are.
-        largest_side: a TIFF of more than DEFAULT_MAX_PIXELS pixels, which only a run with tiles has segmented, is read
-            as a reduced copy with sides of at most so many pixels; None reads the whole image.
     """
 
-    def __init__(self, results: "Results", *, largest_side: int | None = None) -> None:
+    def __init__(self, results: "Results") -> None:
         self._results = results
-        self._largest_side = largest_side
         self._records = {record.run: record for record in results.records}
         self._lock = threading.Lock()
         self._refs: OrderedDict[tuple[str, int], dict[str, ImageRef]] = OrderedDict()
@@ -84,6 +82,8 @@ class ImageReader:
         uri = str(image["uri"])
         width, height = image["width"] or TILE_SIZE[0], image["height"] or TILE_SIZE[1]
         try:
+            if width * height > DEFAULT_MAX_PIXELS:
+                return self._read_overview(image, uri)
             pixels = self._read(image)
         except SpecError:
             # Not about this image: a missing package for the store, wrong options.
@@ -93,18 +93,30 @@ class ImageReader:
             reason = f"{image['status']}: {image['error']}" if is_failed else _one_line(error, uri)
             return ReadImage(uri, None, reason, width, height)
         problem = None if image["status"] == "ok" else f"{image['status']}: {image['error']}"
-        if image["width"] is None:
-            width, height = pixels.shape[1], pixels.shape[0]
-        return ReadImage(uri, pixels, problem, width, height)
+        return ReadImage(uri, pixels, problem, pixels.shape[1], pixels.shape[0])
+
+    def _read_overview(self, image: Mapping[str, Any], uri: str) -> ReadImage:
+        """Read a huge image, which only an overview can show, at a small size."""
+        width, height = int(image["width"]), int(image["height"])
+        found, size, version = read_overview(
+            self._locate(image), self._results.storage, max_side=OVERVIEW_SIDE, rule=self._rule(image)
+        )
+        _check_version(image, version)
+        if size != (height, width):
+            raise InputError(
+                f"the image has changed since the run: it had {width} x {height} pixels and has {size[1]} x {size[0]}"
+            )
+        problem = f"with {width} x {height} pixels it is too large to be shown other than as a whole, at a smaller size"
+        return ReadImage(uri, None, problem, width, height, overview=found)
+
+    def _rule(self, image: Mapping[str, Any]) -> "BandRule":
+        return rule_of(self._records[str(image["run"])].spec.get("input", {}))
 
     def _read(self, image: Mapping[str, Any]) -> NDArray[np.uint8]:
-        ref = self._locate(image)
-        rule = rule_of(self._records[str(image["run"])].spec.get("input", {}))
-        if (reduced := self._read_reduced(image, ref, rule)) is not None:
-            return reduced
-        payload, version = fetch_image(ref, self._results.storage)
+        payload, version = fetch_image(self._locate(image), self._results.storage)
         _check_version(image, version)
         width, height = image["width"], image["height"]
+        rule = self._rule(image)
         if width is None:
             return decode_image(payload, max_pixels=DEFAULT_MAX_PIXELS, rule=rule)
         changed = f"the image has changed since the run: it had {width} x {height} pixels and has "
@@ -116,24 +128,6 @@ class ImageReader:
         if (width, height) != (pixels.shape[1], pixels.shape[0]):
             raise InputError(f"{changed}{pixels.shape[1]} x {pixels.shape[0]}")
         return pixels
-
-    def _read_reduced(self, image: Mapping[str, Any], ref: "ImageRef", rule: BandRule) -> NDArray[np.uint8] | None:
-        """Read a reduced copy of a large TIFF; None for any other image."""
-        width, height = image["width"] or 0, image["height"] or 0
-        if self._largest_side is None or width * height <= DEFAULT_MAX_PIXELS:
-            return None
-        stored = open_stored(ref, self._results.storage, max_pixels=DEFAULT_MAX_PIXELS, max_bytes=None, rule=rule)
-        if stored is None:
-            return None
-        opened, version = stored
-        with contextlib.closing(opened):
-            _check_version(image, version)
-            if opened.size != (height, width):
-                raise InputError(
-                    f"the image has changed since the run: it had {width} x {height} pixels and has "
-                    f"{opened.size[1]} x {opened.size[0]}"
-                )
-            return opened.read_downsampled(self._largest_side)
 
     def _locate(self, image: Mapping[str, Any]) -> "ImageRef":
         """Find in the run's manifest where the image's bytes are."""
@@ -157,11 +151,6 @@ class ImageReader:
 
 
 def _check_version(image: Mapping[str, Any], version: "ReadVersion") -> None:
-    """Refuse an image that is not the version that was segmented.
-
-    Raises:
-        InputError: it is not.
-    """
     etag, size = image["etag"], image["bytes"]
     if etag is not None and version.etag is not None:
         if etag != version.etag:
@@ -184,15 +173,13 @@ def render_run_image(image: ReadImage, instances: Sequence[DrawnInstance], style
         The picture, of the size that the style asks for; on a tile, no instance is drawn or missed.
     """
     style = style or Style()
+    if image.overview is not None:
+        return render_overlay(image.overview, instances, style, size=(image.height, image.width))
     if image.pixels is None:
-        width, height = style.drawn_size(image.width, image.height)
+        share = min(1.0, OVERVIEW_SIDE / max(image.width, image.height))
+        width, height = style.drawn_size(max(1, round(image.width * share)), max(1, round(image.height * share)))
         return Overlay(grey_tile(width, height, image.problem or ""), 0, {})
-    size = (image.height, image.width)
-    if image.pixels.shape[:2] != size:
-        # No larger than what was read.
-        side = max(image.pixels.shape[:2])
-        style = replace(style, long_side=min(style.long_side or side, side))
-    drawn = render_overlay(image.pixels, instances, style, image_size=size)
+    drawn = render_overlay(image.pixels, instances, style)
     return drawn if image.problem is None else replace(drawn, pixels=with_note(drawn.pixels, image.problem, style))
 
 

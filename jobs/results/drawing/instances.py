@@ -1,4 +1,4 @@
-"""What is drawn: instances with masks as run lengths or bitmaps."""
+"""What is drawn: instances, and regions of stuff, with masks as run lengths or bitmaps."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from htc_model.masks.many_runs import ForegroundRuns, decode_counts, join_texts
-from jobs.results.drawing.colours import Colour, colour_of, instance_colour
+from jobs.results.drawing.colours import Colour, colour_of, instance_colour, stuff_colour
 from jobs.results.drawing.style import Style
 
 Rle: TypeAlias = Mapping[str, Any]
@@ -30,6 +30,7 @@ class DrawnInstance:
     number: of the instance within its image, as in the tables; None takes its place in the sequence that is drawn.
     colour: in the place of the style's.
     label: in the place of category and score; an empty text for no label.
+    is_stuff: a region without an outline, in a muted colour, below all that is none; named inside, where it is large.
     """
 
     category: str
@@ -39,11 +40,14 @@ class DrawnInstance:
     number: int | None = None
     colour: Colour | None = None
     label: str | None = None
+    is_stuff: bool = False
 
     def drawn_colour(self, style: Style, place: int) -> Colour:
         """Return the colour in which it is drawn; `place` is its place in the sequence."""
         if self.colour is not None:
             return self.colour
+        if self.is_stuff:
+            return stuff_colour(self.category)
         if style.colour_by == "instance":
             return instance_colour(place if self.number is None else self.number)
         return colour_of(self.category)

@@ -24,6 +24,8 @@ _MAX_LINE_SHARE = 0.12
 _MIN_LINE_PX = 1.0
 # Cells across an instance, of which labels know whether they are in its mask.
 _SHAPE_CELLS = 40
+# Regions of stuff that cover less of the picture have no label.
+_LABELLED_STUFF_SHARE = 0.01
 _WHITE, _BLACK, _NOTE = (255, 255, 255), (0, 0, 0), (200, 30, 30)
 
 _Box = tuple[float, float, float, float]
@@ -55,26 +57,26 @@ def render_overlay(
     instances: Sequence[DrawnInstance],
     style: Style | None = None,
     *,
-    image_size: tuple[int, int] | None = None,
+    size: tuple[int, int] | None = None,
 ) -> Overlay:
     """Draw instances over a copy of an image.
 
     Args:
         pixels: [H, W, 3] uint8 RGB.
-        image_size: the (height, width) of the image to which the instances belong, where `pixels` is a reduced copy.
         instances: in any order; the largest are drawn first, so that small ones stay visible, and the most confident
             are labelled first. One whose mask is damaged is left out, and a line of text on the picture says so.
         style: None for the default one.
+        size: (height, width) of the image that the instances are of, where `pixels` are a reduced copy of it.
 
     Returns:
-        The picture, of the image's size unless the style asks for another one.
+        The picture, of the size of `pixels` unless the style asks for another one.
     """
     style = style or Style()
-    height, width = image_size or pixels.shape[:2]
+    height, width = size or (pixels.shape[0], pixels.shape[1])
     masks = Masks(instances, height, width)
-    drawn_width, drawn_height = style.drawn_size(width, height)
+    drawn_width, drawn_height = style.drawn_size(pixels.shape[1], pixels.shape[0])
     canvas = Image.fromarray(np.ascontiguousarray(pixels))
-    if (drawn_width, drawn_height) != canvas.size:
+    if canvas.size != (drawn_width, drawn_height):
         canvas = canvas.resize((drawn_width, drawn_height), Image.Resampling.LANCZOS, reducing_gap=3.0)
     scale = (drawn_width / width, drawn_height / height)
     boxes = _boxes(instances, masks, scale)
@@ -82,17 +84,20 @@ def render_overlay(
     colours = {place: instances[place].drawn_colour(style, place) for place in boxes}
     windows = {place: _Window.of(masks.boxes[place], scale, canvas.size) for place in boxes if place in masks.boxes}
     parts = masks.cut({place: window.on_image for place, window in windows.items()})
-    shapes: dict[int, Shape] = {}
-    for place in sorted(boxes, key=lambda place: -_area(boxes[place])):
+    shapes: dict[int, Shape | None] = {}
+    for place in sorted(boxes, key=lambda place: (not instances[place].is_stuff, -_area(boxes[place]))):
         # A line no wider than the instance can bear.
         own = max(_MIN_LINE_PX, min(line, _MAX_LINE_SHARE * _smaller_side(boxes[place])))
         if place in windows:
             window = windows[place]
             part = window.scaled(parts.bitmap(place))
-            look = _look(colours[place], style.opacity, own, max(scale))
-            _draw_mask(canvas, part, window.corner, look)
-            shapes[place] = _shape(part, window.corner)
-        if style.has_boxes or instances[place].mask is None:
+            if instances[place].is_stuff:
+                _tint(canvas, part, window.corner, colours[place], style.stuff_opacity)
+                shapes[place] = _inner_shape(part, window.corner, style, canvas.size)
+            else:
+                _draw_mask(canvas, part, window.corner, _look(colours[place], style.opacity, own, max(scale)))
+                shapes[place] = _shape(part, window.corner)
+        if (style.has_boxes and not instances[place].is_stuff) or instances[place].mask is None:
             _draw_box(canvas, boxes[place], colours[place], line)
     unlabelled = _draw_labels(canvas, _wanted_labels(instances, shapes, boxes, style), colours, style)
     if masks.damaged:
@@ -175,6 +180,32 @@ def _shape(part: Image.Image, corner: tuple[int, int]) -> Shape:
     return Shape((used.astype(np.float64) + 0.5) * width + corner[0], top, bottom, width)
 
 
+def _inner_shape(part: Image.Image, corner: tuple[int, int], style: Style, canvas: tuple[int, int]) -> Shape | None:
+    """Return a line deep inside a region, above which its label lies; None where the region is too small for one."""
+    columns, rows = min(part.width, _SHAPE_CELLS), min(part.height, _SHAPE_CELLS)
+    cells = part.resize((columns, rows), Image.Resampling.BOX)
+    is_in = np.pad(np.asarray(cells) > 127, 1)
+    if is_in.sum() / (columns * rows) * part.width * part.height < _LABELLED_STUFF_SHARE * canvas[0] * canvas[1]:
+        return None
+    # What is left when the region shrinks cell by cell is farthest from its edge.
+    deepest = is_in
+    while is_in.any():
+        deepest = is_in
+        is_in = np.asarray(Image.fromarray(is_in.astype(np.uint8)).filter(ImageFilter.MinFilter(3))).astype(bool)
+    y, x = np.nonzero(deepest)
+    nearest = int(np.argmin((x - x.mean()) ** 2 + (y - y.mean()) ** 2))
+    middle_x = corner[0] + (x[nearest] - 0.5) * part.width / columns
+    middle_y = corner[1] + (y[nearest] - 0.5) * part.height / rows
+    size = style.text_size(*canvas)
+    below = middle_y + _plate_size("Ag", size, style)[1] / 2
+    return Shape.of_box((middle_x - 1, below, middle_x + 1, below + 1))
+
+
+def _tint(canvas: Image.Image, part: Image.Image, corner: tuple[int, int], colour: Colour, opacity: float) -> None:
+    """Tint a region up to its very edge: regions that touch have no seam between them."""
+    canvas.paste(colour, corner, part.point([round(value * opacity) for value in range(256)]))
+
+
 def _draw_mask(canvas: Image.Image, part: Image.Image, corner: tuple[int, int], look: "_Look") -> None:
     """Tint a mask and draw its outline; all work is inside the mask's box."""
     margin = look.margin
@@ -240,13 +271,13 @@ def _draw_box(canvas: Image.Image, box: _Box, colour: Colour, line: float) -> No
 
 
 def _wanted_labels(
-    instances: Sequence[DrawnInstance], shapes: Mapping[int, Shape], boxes: Mapping[int, _Box], style: Style
+    instances: Sequence[DrawnInstance], shapes: Mapping[int, Shape | None], boxes: Mapping[int, _Box], style: Style
 ) -> list[Wanted]:
     """Return the labels, most confident first."""
     wanted = []
     for place in sorted(boxes, key=lambda place: _importance(instances[place], boxes[place])):
         texts = instances[place].drawn_label(style)
-        if texts[0]:
+        if texts[0] and not (instances[place].is_stuff and shapes.get(place) is None):
             wanted.append(Wanted(place, texts, shapes.get(place) or Shape.of_box(boxes[place])))
     return wanted
 
@@ -265,8 +296,8 @@ def _draw_labels(canvas: Image.Image, wanted: Sequence[Wanted], colours: dict[in
     return len(wanted) - len(placed)
 
 
-def _importance(instance: DrawnInstance, box: _Box) -> tuple[float, float]:
-    return -(1.0 if instance.score is None else instance.score), -_area(box)
+def _importance(instance: DrawnInstance, box: _Box) -> tuple[bool, float, float]:
+    return instance.is_stuff, -(1.0 if instance.score is None else instance.score), -_area(box)
 
 
 def _fitting(texts: tuple[str, str], size: float, style: Style, room: int) -> tuple[str, str]:

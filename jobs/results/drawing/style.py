@@ -19,7 +19,8 @@ class Style:
     """How overlays look; every size is in pixels of the drawn picture.
 
     colour_by: "category": constant colours by category; "instance": another one for each instance of an image.
-    opacity: of the fill inside a mask, 0 to 1; 0 draws the outline only.
+    opacity: of the fill inside a mask, 0 to 1; 0 draws the outline only. stuff_opacity: of regions of stuff, which
+        have no outline.
     has_labels, has_scores: whether each instance is named, and with its score.
     has_boxes: draw boxes too; without masks they are always drawn.
     long_side: the picture's longer side, for thumbnails; None keeps the image's size.
@@ -31,6 +32,7 @@ class Style:
 
     colour_by: Literal["category", "instance"] = "category"
     opacity: float = 0.38
+    stuff_opacity: float = 0.6
     has_labels: bool = True
     has_scores: bool = True
     has_boxes: bool = False

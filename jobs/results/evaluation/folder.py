@@ -42,19 +42,29 @@ def write_folder(
     for name, png in plots.items():
         with atomic_output(folder / f"{name}.png") as sink:
             sink.write(png)
-    _write_pictures(pictures, folder / _PICTURES)
+    write_worst_pictures([(picture.image.uri, picture.jpeg) for picture in pictures], folder)
 
 
-def _write_pictures(pictures: "Sequence[Picture]", folder: Path) -> None:
+def write_worst_pictures(pictures: Sequence[tuple[str, bytes]], below: Path) -> None:
+    """Write pictures into a folder of their own, and remove those of an earlier evaluation.
+
+    Args:
+        pictures: of each the image's uri, and the JPEG.
+        below: the evaluation's folder.
+
+    Raises:
+        SpecError: a file cannot be written.
+    """
+    folder = below / _PICTURES
     if not pictures and not folder.is_dir():
         return
     make_folder(folder)
-    names = picture_names([picture.image.uri for picture in pictures], ".jpg")
+    names = picture_names([uri for uri, _ in pictures], ".jpg")
     written = []
-    for number, (picture, name) in enumerate(zip(pictures, names, strict=True), start=1):
+    for number, ((_, jpeg), name) in enumerate(zip(pictures, names, strict=True), start=1):
         written.append(f"{number:03d}-{name}")
         with atomic_output(folder / written[-1]) as sink:
-            sink.write(picture.jpeg)
+            sink.write(jpeg)
     for left in folder.iterdir():
         if _OWN_PICTURE.fullmatch(left.name) and left.name not in written:
             left.unlink()

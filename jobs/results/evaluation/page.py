@@ -6,6 +6,7 @@ from html import escape
 
 from htc_model.training.coco_engines import METRICS
 from jobs.results.evaluation.errors import ErrorKind
+from jobs.results.evaluation.page_parts import figure, page_table, whole_page
 from jobs.results.evaluation.pictures import Picture
 from jobs.results.evaluation.plots import MISSING, NOTHING
 from jobs.results.evaluation.result import Evaluation
@@ -15,28 +16,6 @@ from pipeline.text import count_of
 MAX_CONFUSED_ROWS = 30
 # Recalls of the table of precisions, every tenth of the 101.
 _SHOWN_RECALLS = range(0, 101, 10)
-# Nothing is loaded from anywhere: pictures are in the page.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1b1b1b; --paper: #fff; --line: #c9c9c9; --soft: #5a5a5a; --bar: #0072b2; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #ececec; --paper: #161616; --line: #4a4a4a; --soft: #b5b5b5; --bar: #56b4e9; }
-}
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 70rem; padding: 1rem; color: var(--ink); background: var(--paper);
-  font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
-p, li { max-width: 46rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-caption { text-align: left; color: var(--soft); padding-bottom: .4rem; }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
-th { font-weight: 600; } .text { text-align: left; overflow-wrap: normal; }
-figure { margin: 1rem 0; } figcaption { color: var(--soft); }
-img { max-width: 100%; height: auto; } .plot { background: #fff; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; } dd { margin: 0; }
-@media print { body { max-width: none; } figure, tr { break-inside: avoid; } }
-"""
 _ALT = {
     "curves": "Precision over recall, at IoU 0.50, 0.75 and the mean of ten; the table below has the numbers.",
     "errors": "Bars of what each kind of error costs; the table below has the numbers.",
@@ -51,24 +30,7 @@ def build_page(evaluation: Evaluation, plots: Mapping[str, bytes], pictures: Seq
         plots: SVGs by their names; those that are missing are tables only.
     """
     title = f"Evaluation of {evaluation.run}"
-    body = "\n".join(_sections(evaluation, plots, pictures))
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<title>{escape(title)}</title>
-<style>{_STYLE}</style>
-</head>
-<body>
-<main>
-<h1>{escape(title)}</h1>
-{body}
-</main>
-</body>
-</html>
-"""
+    return whole_page(title, "\n".join(_sections(evaluation, plots, pictures)))
 
 
 def _sections(evaluation: Evaluation, plots: Mapping[str, bytes], pictures: Sequence[Picture]) -> Iterator[str]:
@@ -117,7 +79,7 @@ def _metrics(evaluation: Evaluation) -> str:
         for name in METRICS
     ]
     caption = "In percent; a dash where there is no such object."
-    return _table(caption, ["metric", *kinds, "objects", "what it is"], rows, texts={0, len(kinds) + 2})
+    return page_table(caption, ["metric", *kinds, "objects", "what it is"], rows, texts={0, len(kinds) + 2})
 
 
 def _curves(evaluation: Evaluation) -> Iterator[str]:
@@ -135,7 +97,7 @@ def _curves(evaluation: Evaluation) -> Iterator[str]:
         for iou, values in kind.curves.mean.items()
     ]
     header = ["precision at recall", *(f"{recall / 100:g}" for recall in _SHOWN_RECALLS)]
-    yield _table("In percent, the mean over the categories that have objects.", header, rows)
+    yield page_table("In percent, the mean over the categories that have objects.", header, rows)
 
 
 def _errors(evaluation: Evaluation) -> str:
@@ -151,7 +113,9 @@ def _errors(evaluation: Evaluation) -> str:
         ]
         for kind in ErrorKind
     ]
-    return _table("dAP: the points that AP50 would gain, were all errors of this kind repaired (TIDE).", header, rows)
+    return page_table(
+        "dAP: the points that AP50 would gain, were all errors of this kind repaired (TIDE).", header, rows
+    )
 
 
 def _confusion(evaluation: Evaluation) -> str:
@@ -168,7 +132,7 @@ def _confusion(evaluation: Evaluation) -> str:
         f"By {evaluation.best_kind}, at an IoU of 0.5, of detections that score at least {evaluation.min_score:g}; "
         f"the {len(rows)} most frequent of {count_of(len(pairs), 'mistake', 'kinds of mistakes')}."
     )
-    return _table(caption, ["truth", "detected", "count"], rows, texts={0, 1})
+    return page_table(caption, ["truth", "detected", "count"], rows, texts={0, 1})
 
 
 def _categories(evaluation: Evaluation) -> str:
@@ -182,7 +146,7 @@ def _categories(evaluation: Evaluation) -> str:
         for row in evaluation.category_rows()
     ]
     header = ["category", "objects", *(f"{kind} {metric}" for kind in evaluation.kinds for metric in shown)]
-    return _table("In percent.", header, rows)
+    return page_table("In percent.", header, rows)
 
 
 def _pictures(evaluation: Evaluation, pictures: Sequence[Picture]) -> Iterator[str]:
@@ -200,11 +164,7 @@ def _pictures(evaluation: Evaluation, pictures: Sequence[Picture]) -> Iterator[s
             f"{picture.image.uri}: {count_of(mistakes.wrong, 'wrong detection')}, "
             f"{count_of(mistakes.missed, 'missed object')}, {mistakes.right:,} right"
         ) + (f"; {picture.problem}" if picture.problem else "")
-        data = base64.b64encode(picture.jpeg).decode()
-        yield (
-            f'<figure><img src="data:image/jpeg;base64,{data}" alt="{escape(said)}">'
-            f"<figcaption>{escape(said)}</figcaption></figure>"
-        )
+        yield figure(picture.jpeg, said)
 
 
 def _plot(plots: Mapping[str, bytes], name: str) -> str:
@@ -212,23 +172,3 @@ def _plot(plots: Mapping[str, bytes], name: str) -> str:
         return ""
     data = base64.b64encode(plots[name]).decode()
     return f'<img class="plot" src="data:image/svg+xml;base64,{data}" alt="{escape(_ALT[name])}">'
-
-
-def _table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, texts: set[int] | None = None) -> str:
-    """Return a table; the first column names its rows, and those of `texts` are text."""
-    texts = texts or {0}
-
-    def attributes(column: int) -> str:
-        return ' class="text"' if column in texts else ""
-
-    head = "".join(f'<th scope="col"{attributes(place)}>{escape(text)}</th>' for place, text in enumerate(header))
-    lines = []
-    for row in rows:
-        first = f'<th scope="row"{attributes(0)}>{escape(row[0])}</th>'
-        rest = "".join(f"<td{attributes(place)}>{escape(text)}</td>" for place, text in enumerate(row) if place)
-        lines.append(f"<tr>{first}{rest}</tr>")
-    # A region that scrolls can be reached with the keyboard.
-    return (
-        f'<div class="wide" tabindex="0" role="region" aria-label="{escape(caption)}"><table>'
-        f"<caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
-    )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from htc_model.class_maps import ensemble_config
 from htc_model.training.annotations import CocoAnnotations
 from jobs.results.evaluation.run_images import MatchRule, RunImages
 from jobs.results.evaluation.truth import listed
@@ -114,7 +115,7 @@ class RunRows:
 
     def model(self) -> KnownModel | None:
         """Return the run's model, of several runs what they know together; None if one is not on this machine."""
-        models = [find_model(self._results, run) for run in self._runs()]
+        models = [find_model(self._results, run) for run in self.runs()]
         known = [model for model in models if model is not None]
         if not known or len(known) < len(models):
             return None
@@ -124,7 +125,7 @@ class RunRows:
     def progress(self) -> list[str]:
         """Return a sentence if the run is not finished, or if the rows are of several runs."""
         if self._is_current:
-            runs = self._runs()
+            runs = self.runs()
             return [f"Scored are the newest rows of each image, of {count_of(len(runs), 'run')} ({listed(runs)})."]
         record = next(record for record in self._results.records if record.run == self.name)
         done = self._results.committed_shards(self.name)
@@ -135,8 +136,17 @@ class RunRows:
             f"{'' if record.is_planned else ' listed so far'}); its images without a row are not scored yet."
         ]
 
-    def _runs(self) -> list[str]:
+    def runs(self) -> list[str]:
+        """Return the runs whose rows these are."""
         return self._column("SELECT DISTINCT run FROM current ORDER BY run") if self._is_current else [self.name]
+
+    def by_run(self, image_ids: Sequence[int]) -> dict[str, list[int]]:
+        """Return which of some images are of which run."""
+        if not self._is_current:
+            return {self.name: list(image_ids)}
+        sql = "SELECT run, list(image_id) FROM current WHERE image_id IN (SELECT image_id FROM wanted) GROUP BY run"
+        table = self._of_images(f"{sql} ORDER BY run", image_ids)
+        return dict(zip(*(column.to_pylist() for column in table.columns), strict=True))
 
     def _column(self, sql: str) -> list[str]:
         def read(database: "duckdb.DuckDBPyConnection") -> list[str]:
@@ -172,10 +182,15 @@ def find_model(results: Results, run: str) -> "ModelConfig | None":
     section = record.spec.get("model", {})
     # The record of a later version may hold values that this one does not know; then the annotations' classes decide.
     with contextlib.suppress(HtcError, ValueError):
-        model = ModelSection(**{key: section[key] for key in ("preset", "weights") if key in section})
-        weights = weights_here(model)
-        if model.weights in {"coco", "untrained"} or (weights is not None and weights.is_file()):
-            return resolve_config(model, weights)
+        known = ("preset", "weights", "ensemble")
+        model = ModelSection.model_validate({key: section[key] for key in known if section.get(key) is not None})
+        configs = []
+        for member in model.members:
+            weights = weights_here(member)
+            if member.weights not in {"coco", "untrained"} and (weights is None or not weights.is_file()):
+                return None
+            configs.append(resolve_config(member, weights))
+        return configs[0] if model.ensemble is None else ensemble_config(configs)
     return None
 
 

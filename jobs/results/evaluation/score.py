@@ -25,6 +25,7 @@ from jobs.results.evaluation.rows import RunRows, find_detections
 from jobs.results.evaluation.run_images import MatchRule, RunImages, names_in
 from jobs.results.evaluation.sentences import caveats, other_categories, slow_engine
 from jobs.results.evaluation.truth import flaw_sentences, read_truth, refuse_flaws
+from jobs.results.map_tables import has_table
 from pipeline.inputs.coco_files import read_coco
 from pipeline.output.results import Results, open_results
 from pipeline.storage.storage import Storage
@@ -133,6 +134,8 @@ def judge_run(
     if is_panoptic(document):
         document, note = things_of(document, absolute_uri(uri), storage)
         first_notes.append(note)
+        if has_table(results, run, "panoptic"):
+            first_notes.append("The run has panoptic segments: --panoptic scores things and stuff.")
     images = stored.images(match, names_in(document))
     annotations, notes = read_truth(
         document,

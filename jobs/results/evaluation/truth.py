@@ -53,13 +53,13 @@ def read_truth(
             if not shared:
                 raise InputError(
                     f"The model of run {run} knows none of the classes in {uri}: it knows {listed(known)}, the file "
-                    f"has {listed(truth.classes)}.{_alike(truth.classes, known)}"
+                    f"has {listed(truth.classes)}.{alike(truth.classes, known)}"
                 )
             left = [name for name in truth.classes if name not in known]
             if left:
                 notes.append(
                     f"Not scored: {len(left)} of the file's {len(truth.classes)} classes, which the model does not "
-                    f"know ({listed(left)}).{_alike(left, [name for name in known if name not in truth.classes])}"
+                    f"know ({listed(left)}).{alike(left, [name for name in known if name not in truth.classes])}"
                 )
                 truth = read_annotations(
                     prepared, classes=shared, keeps_empty_images=True, is_truth=True, find_size=find_size
@@ -159,7 +159,7 @@ def listed(names: Sequence[str], limit: int = 3) -> str:
     return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")
 
 
-def _alike(names: Sequence[str], known: Sequence[str]) -> str:
+def alike(names: Sequence[str], known: Sequence[str]) -> str:
     """Return which names may be other spellings of the model's classes, as a sentence; "" if none is alike."""
     pairs = [(name, difflib.get_close_matches(name, known, n=1)) for name in names]
     found = [f"{name} may be the model's {close[0]}" for name, close in pairs if close]

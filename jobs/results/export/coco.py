@@ -63,19 +63,25 @@ def write_coco(
     try:
         with folder.file(FILE).open("wb") as sink:
             sink.write(json.dumps(head, ensure_ascii=False).removesuffix("}").encode())
-            _write_list(
+            write_list(
                 sink,
                 "images",
-                _lines(selection.batches(_IMAGES.replace("{name}", "stem || suffix" if is_beside else "name"))),
+                image_lines(selection, is_beside=is_beside),
                 lambda _: None,
             )
-            _write_list(sink, "annotations", rows, progress)
+            write_list(sink, "annotations", rows, progress)
             sink.write(b"}\n")
     except OSError as error:
         raise SpecError(f"{folder.final / FILE} cannot be written: {error.strerror or error}.") from error
 
 
-def _write_list(sink: BinaryIO, name: str, batches: Iterator[list[str]], progress: Progress) -> None:
+def image_lines(selection: "Selection", *, is_beside: bool) -> Iterator[list[str]]:
+    """Yield the images as COCO's JSON, in pieces."""
+    return _lines(selection.batches(_IMAGES.replace("{name}", "stem || suffix" if is_beside else "name")))
+
+
+def write_list(sink: BinaryIO, name: str, batches: Iterator[list[str]], progress: Progress) -> None:
+    """Write a list of JSON as a further value of an object that is still open."""
     sink.write(f', "{name}": ['.encode())
     separator = b"\n"
     for lines in batches:

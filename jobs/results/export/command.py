@@ -4,16 +4,17 @@ import contextlib
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jobs.results.export.coco import write_coco
+from jobs.results.export.coco_panoptic import write_coco_panoptic
 from jobs.results.export.cvat import write_cvat
 from jobs.results.export.fiftyone import write_fiftyone
 from jobs.results.export.geojson import write_geojson
@@ -22,6 +23,7 @@ from jobs.results.export.labelme import write_labelme
 from jobs.results.export.png import write_png
 from jobs.results.export.polygons import check_tolerance
 from jobs.results.export.selection import Selection
+from jobs.results.export.semantic_png import write_semantic_png
 from jobs.results.export.world import Crs
 from jobs.results.export.writers import ExportFolder
 from jobs.results.export.yolo import write_yolo
@@ -29,6 +31,7 @@ from jobs.terminal.console import say, write_line
 from jobs.terminal.output_file import check_local
 from pipeline.datasets.source import listed
 from pipeline.errors import SpecError
+from pipeline.job_spec.map_tables import MapTable
 from pipeline.output.results import open_results
 from pipeline.output.views import query_views
 from pipeline.storage.storage import Storage
@@ -53,12 +56,17 @@ class Format(StrEnum):
     GEOJSON = "geojson"
     PNG = "png"
     FIFTYONE = "fiftyone"
+    COCO_PANOPTIC = "coco-panoptic"
+    SEMANTIC_PNG = "semantic-png"
 
 
 # Of the database, which keeps the images with their names in it; the rest spills to the temporary folder.
 MOST_MEMORY_BYTES = 512 << 20
 # Those whose polygons can be thinned.
 _WITH_POLYGONS = (Format.COCO, Format.YOLO, Format.LABELME, Format.GEOJSON)
+# Those of whole maps, by the table that holds them.
+_OF_MAPS: Mapping[Format, MapTable] = {Format.COCO_PANOPTIC: "panoptic", Format.SEMANTIC_PNG: "semantic"}
+_NOUNS = {"instances": "instance", "panoptic": "segment", "semantic": "region"}
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,11 @@ class ExportRequest:
     is_overwriting: bool = False
     crs: Crs = Crs.AUTO
 
+    @property
+    def table(self) -> Literal["instances"] | MapTable:
+        """The table whose rows are exported."""
+        return _OF_MAPS.get(self.format, "instances")
+
 
 def export_output(output_uri: str, request: ExportRequest, *, storage_section: "StorageSection | None" = None) -> None:
     """Export instances of an output, and say what was written.
@@ -95,13 +108,20 @@ def export_output(output_uri: str, request: ExportRequest, *, storage_section: "
     results = open_results(output_uri, Storage(storage_section))
 
     def export(database: "duckdb.DuckDBPyConnection") -> tuple[Selection, ExportFolder]:
-        selection = Selection(database, results, run=request.run, where=request.where, min_score=request.min_score)
+        selection = Selection(
+            database,
+            results,
+            run=request.run,
+            where=request.where,
+            min_score=request.min_score,
+            table=request.table,
+        )
         with _whole_folder(request) as folder:
             _write(selection, folder, request, results)
         return selection, folder
 
     selection, folder = query_views(results, export, most_memory_bytes=MOST_MEMORY_BYTES)
-    _report(selection, folder)
+    _report(selection, folder, _NOUNS[request.table])
 
 
 def _check(request: ExportRequest) -> None:
@@ -115,6 +135,9 @@ def _check(request: ExportRequest) -> None:
     if request.crs is not Crs.AUTO and request.format is not Format.GEOJSON:
         raise SpecError(f"--crs is for the format geojson; {request.format} has pixels.")
     check_tolerance(request.tolerance_px)
+    if request.table != "instances" and (request.where is not None or request.min_score is not None):
+        given = "--where" if request.where is not None else "--min-score"
+        raise SpecError(f"{given} chooses instances, and the format {request.format} has whole maps; leave it out.")
     folder = request.folder
     if folder.exists() and not folder.is_dir():
         raise SpecError(f"{folder} is a file; name a folder.")
@@ -157,7 +180,7 @@ def _put_in_place(aside: Path, final: Path) -> None:
 
 
 def _write(selection: Selection, folder: ExportFolder, request: ExportRequest, results: "Results") -> None:
-    chosen, tolerance = request.format, request.tolerance_px
+    chosen = request.format
     is_linked = chosen is Format.YOLO if request.images is Images.AUTO else request.images is not Images.NONE
     # labelme looks for an image beside its file.
     below = "." if chosen is Format.LABELME else "images"
@@ -166,23 +189,42 @@ def _write(selection: Selection, folder: ExportFolder, request: ExportRequest, r
         find_path = place_images(selection, folder, request.images, results, below=below)
     if is_linked and chosen is Format.LABELME:
         find_path = _name_of(find_path)
-    with _advancing(selection.instances) as advance:
+    with _advancing(selection.instances, f"{_NOUNS[request.table]}s") as advance:
         match chosen:
-            case Format.COCO:
-                polygons = tolerance if request.is_polygons else None
-                write_coco(selection, folder, advance, tolerance_px=polygons, is_beside=is_linked)
-            case Format.YOLO:
-                write_yolo(selection, folder, advance, tolerance_px=tolerance)
-            case Format.LABELME:
-                write_labelme(selection, folder, advance, tolerance_px=tolerance, find_path=find_path)
-            case Format.CVAT:
-                write_cvat(selection, folder, advance, is_beside=is_linked)
-            case Format.GEOJSON:
-                write_geojson(selection, folder, advance, tolerance_px=tolerance, crs=request.crs)
-            case Format.PNG:
-                write_png(selection, folder, advance)
-            case Format.FIFTYONE:
-                write_fiftyone(selection, folder, advance, find_path=find_path)
+            case Format.COCO_PANOPTIC:
+                write_coco_panoptic(selection, folder, advance, results, is_beside=is_linked)
+            case Format.SEMANTIC_PNG:
+                write_semantic_png(selection, folder, advance, results)
+            case _:
+                _write_instances(selection, folder, request, advance, find_path, is_beside=is_linked)
+
+
+def _write_instances(
+    selection: Selection,
+    folder: ExportFolder,
+    request: ExportRequest,
+    advance: "Advance",
+    find_path: FindPath,
+    *,
+    is_beside: bool,
+) -> None:
+    tolerance = request.tolerance_px
+    match request.format:
+        case Format.COCO:
+            polygons = tolerance if request.is_polygons else None
+            write_coco(selection, folder, advance, tolerance_px=polygons, is_beside=is_beside)
+        case Format.YOLO:
+            write_yolo(selection, folder, advance, tolerance_px=tolerance)
+        case Format.LABELME:
+            write_labelme(selection, folder, advance, tolerance_px=tolerance, find_path=find_path)
+        case Format.CVAT:
+            write_cvat(selection, folder, advance, is_beside=is_beside)
+        case Format.GEOJSON:
+            write_geojson(selection, folder, advance, tolerance_px=tolerance, crs=request.crs)
+        case Format.PNG:
+            write_png(selection, folder, advance)
+        case Format.FIFTYONE:
+            write_fiftyone(selection, folder, advance, find_path=find_path)
 
 
 def _no_path(image: "ExportedImage") -> str | None:
@@ -198,15 +240,15 @@ def _name_of(find_path: FindPath) -> FindPath:
 
 
 @contextlib.contextmanager
-def _advancing(instances: int) -> "Iterator[Advance]":
+def _advancing(rows: int, nouns: str) -> "Iterator[Advance]":
     """Show a bar on a terminal, and nothing elsewhere."""
-    columns = (TextColumn("instances"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn(nouns), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        row = bar.add_task("", total=instances)
+        row = bar.add_task("", total=rows)
         yield lambda count: bar.advance(row, count)
 
 
-def _report(selection: Selection, folder: ExportFolder) -> None:
+def _report(selection: Selection, folder: ExportFolder, noun: str) -> None:
     if selection.left_out:
         say(f"Left out: {count_of(selection.left_out, 'image')} without a result; `htc query` shows why.")
     if selection.categories_left_out:
@@ -215,7 +257,7 @@ def _report(selection: Selection, folder: ExportFolder) -> None:
         if number:
             say(f"{sentence.format(n=f'{number:,}')}.")
     write_line(
-        f"{count_of(selection.instances - folder.left_out_instances, 'instance')} of "
+        f"{count_of(selection.instances - folder.left_out_instances, noun)} of "
         f"{count_of(selection.images - folder.left_out_images, 'image')} "
         f"of run {selection.run} in {folder.final}"
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from htc_model.masks.rle import decode_rle
 from jobs.results.condition import check_condition
 from jobs.results.export.names import relative_name, split_name
+from jobs.results.map_tables import check_table
 from pipeline.errors import InputError
+from pipeline.job_spec.map_tables import MapTable
 from pipeline.output.mask_functions import decode_masks
 from pipeline.output.query_files import SCHEME
 from pipeline.output.schema import MASK_TYPE
@@ -30,6 +32,12 @@ BATCH_ROWS = 2048
 # As many rows are sorted and joined at once, and those of one image more.
 PIECE_INSTANCES = 65_536
 _IMAGE_COLUMNS = "image_id, uri, run, width, height, shard, etag, instances, crs, transform"
+# The number, the name and the kind of a row's category.
+_CATEGORY = {
+    "instances": "category_id, any_value(category), true",
+    "panoptic": "category_id, any_value(category), bool_or(is_thing)",
+    "semantic": "class_id, any_value(class), false",
+}
 # Those of `exported_images` that an ExportedImage has.
 _OF_IMAGE = ("number", "uri", "run", "name", "stem", "suffix", "width", "height", "etag")
 # Those of images that say where they lie.
@@ -39,11 +47,12 @@ _IS_PLACED = "crs IS NOT NULL AND transform IS NOT NULL"
 
 @dataclass(frozen=True)
 class Category:
-    """A category of the exported instances; `index` counts from 0 in the order of the ids."""
+    """A category of the exported rows; `index` counts from 0 in the order of the ids. is_thing: not so of stuff."""
 
     index: int
     category_id: int
     name: str
+    is_thing: bool = True
 
 
 @dataclass(frozen=True)
@@ -105,17 +114,19 @@ class Selection:
         results: "Results",
         *,
         run: str | None,
-        where: str | None,
-        min_score: float | None,
+        where: str | None = None,
+        min_score: float | None = None,
+        table: Literal["instances"] | MapTable = "instances",
     ) -> None:
         """Choose.
 
         Args:
             run: a run's name; "current" takes each image's newest rows of all runs, None the newest run.
             where: a condition on the columns of `instances`, as in SQL.
+            table: whose rows are exported.
 
         Raises:
-            InputError: there is no run of this name, or it has no image with a result.
+            InputError: there is no run of this name, or it has no image with a result, or no such table.
             SpecError: the condition is not one.
         """
         self._database = database
@@ -125,7 +136,7 @@ class Selection:
         if not is_current:
             results.check_run(self.run)
         chosen = "true" if is_current else _is_run(self.run)
-        images, instances = ("current", "current_instances") if is_current else ("images", "instances")
+        images, instances = ("current", f"current_{table}") if is_current else ("images", table)
         roots = {record.run: str(record.spec.get("input", {}).get("uri", "")) for record in results.records}
         with translated_sql_errors():
             self.images = _name_images(database, images, chosen, roots)
@@ -133,6 +144,10 @@ class Selection:
                 if self._one(f"SELECT count(*) FROM {images} WHERE {chosen}"):  # noqa: S608
                     raise InputError(f"Run {self.run} has no image with the status ok; `htc query` shows the errors.")
                 raise InputError(f"Run {self.run} has no row of an image yet; `htc status` says how far it is.")
+            if table != "instances":
+                runs = database.execute("SELECT DISTINCT run FROM exported_images ORDER BY run").fetchall()
+                for (name,) in runs:
+                    check_table(results, name, table)
             self.left_out = int(self._one(f"SELECT count(*) FROM {images} WHERE {chosen} AND status <> 'ok'"))  # noqa: S608
             if where is not None:
                 check_condition(where, instances, lambda asked: database.execute(asked).fetchall())
@@ -141,12 +156,15 @@ class Selection:
             self._condition = f"{limit} AND {'true' if where is None else f'({where}{chr(10)})'}"
             self._rows = f"SELECT * FROM {instances} WHERE {chosen} AND {self._condition}"  # noqa: S608  # nosec B608
             found = database.execute(
-                f"SELECT category_id, any_value(category), count(*) FROM ({self._rows}) GROUP BY category_id ORDER BY 1"  # noqa: S608  # nosec B608
+                f"SELECT {_CATEGORY[table]}, count(*) FROM ({self._rows}) GROUP BY 1 ORDER BY 1"  # noqa: S608  # nosec B608
             ).fetchall()
-            known = [] if found else self._categories(instances, chosen)
-        self.instances = sum(int(count) for _, _, count in found)
+            known = [] if found or table != "instances" else self._categories(instances, chosen)
+        self.instances = sum(int(count) for *_, count in found)
         self.categories_left_out = known
-        self.categories = [Category(index, int(number), str(name)) for index, (number, name, _) in enumerate(found)]
+        self.categories = [
+            Category(index, int(number), str(name), bool(is_thing))
+            for index, (number, name, is_thing, _) in enumerate(found)
+        ]
 
     def batches(self, sql: str, rows: int = BATCH_ROWS) -> Iterator[pa.RecordBatch]:
         """Run a query over `exported_images` and yield its answer in batches."""
@@ -169,6 +187,19 @@ class Selection:
             for batch in self.batches(named, rows):
                 done += len(batch)
                 yield batch
+
+    def images_by_part(self) -> "Iterator[tuple[str, Part, dict[int, ExportedImage]]]":
+        """Yield of each committed part its run and its images by their ids, without instances."""
+        (runs,) = zip(*self._database.execute("SELECT DISTINCT run FROM exported_images ORDER BY run").fetchall(),
+                      strict=True)  # fmt: skip
+        for run in runs:
+            for part in self._results.committed(run):
+                sql = (
+                    f"SELECT image_id, {', '.join(_OF_IMAGE)} FROM exported_images "  # noqa: S608
+                    f"WHERE {_is_run(run)} AND shard BETWEEN {part.first} AND {part.last} ORDER BY number"
+                )
+                rows = (row for batch in self.batches(sql) for row in batch.to_pylist())
+                yield run, part, {row["image_id"]: _image(row, ()) for row in rows}
 
     def image_rows(self) -> Iterator[dict[str, Any]]:
         """Yield the columns of `exported_images`, by run and shard."""

@@ -23,8 +23,11 @@ from jobs.results.drawing import (
     draw_overlay,
     instance_colour,
     instance_of_row,
+    segment_of_row,
     short_names,
 )
+from jobs.results.image_lookup import ImageRecord
+from jobs.results.map_tables import has_table, read_rows
 from jobs.results.query import read_instances
 from pipeline.machine_limits import usable_cpus
 from pipeline.storage.uris import base_name
@@ -93,6 +96,7 @@ class GalleryReader:
         self._bounds = bounds
         self._min_score = min_score
         self._images = ImageReader(results)
+        self._has_map = has_table(results, run, "panoptic")
 
     def read(self, row: Mapping[str, Any]) -> GalleryImage:
         """Make the card of an image.
@@ -113,7 +117,8 @@ class GalleryReader:
         masks, are_whole = self._masks(shown, damaged, image)
         thumbnail = view = None
         if image.pixels is not None:
-            thumbnail = self._thumbnail(image.pixels, drawn, damaged)
+            thumbnail = self._map(image.pixels, row) if self._has_map else None
+            thumbnail = thumbnail or self._thumbnail(image.pixels, drawn, damaged)
             view = _data_uri(encode_within(image.pixels, self._bounds.view))
         scores: dict[str, float] = {}
         for each in rows:
@@ -152,6 +157,15 @@ class GalleryReader:
             return []
         return read_instances(self._results, self._run, int(row["shard"]), int(row["image_id"]), str(row["uri"]))
 
+    def _map(self, pixels: NDArray[np.uint8], row: Mapping[str, Any]) -> str | None:
+        """Return a thumbnail with things and stuff; None without a segment."""
+        image = ImageRecord(**{name: row[name] for name in ImageRecord.__dataclass_fields__})
+        rows = read_rows(self._results, "panoptic", image) if image.status == "ok" else []
+        drawn = [segment_of_row(each) for each in rows]
+        damaged = damaged_masks(drawn, *pixels.shape[:2])
+        sound = [each for place, each in enumerate(drawn) if place not in damaged]
+        return self._encoded(pixels, sound) if sound else None
+
     def _thumbnail(self, pixels: NDArray[np.uint8], drawn: Sequence[DrawnInstance], damaged: Mapping[int, str]) -> str:
         sound = [each for place, each in enumerate(drawn) if place not in damaged]
         if self._min_score is None:
@@ -159,9 +173,12 @@ class GalleryReader:
         else:
             least = self._min_score
             chosen = [each for each in sound if each.score is None or each.score >= least]
-        longer = max(pixels.shape[:2])
-        style = Style(long_side=min(THUMBNAIL_PX, longer), has_labels=False)
-        return _data_uri(_webp(Image.fromarray(draw_overlay(pixels, chosen, style)), THUMBNAIL_QUALITY))
+        return self._encoded(pixels, chosen)
+
+    @staticmethod
+    def _encoded(pixels: NDArray[np.uint8], drawn: Sequence[DrawnInstance]) -> str:
+        style = Style(long_side=min(THUMBNAIL_PX, max(pixels.shape[:2])), has_labels=False)
+        return _data_uri(_webp(Image.fromarray(draw_overlay(pixels, drawn, style)), THUMBNAIL_QUALITY))
 
     def _masks(
         self,

@@ -7,7 +7,7 @@ from typing import Any
 
 from jobs.results.image_lookup import ImageLookup, ImageRecord, Wanted
 from jobs.results.show.request import ShowRequest
-from jobs.results.show.truth import ShownTruth
+from jobs.results.show.truth import ShownSegments, ShownTruth
 from jobs.terminal.console import say
 from pipeline.errors import InputError
 
@@ -32,7 +32,9 @@ class InstanceRule:
         return [row for row in known if row["score"] >= self.min_score][: self.best]
 
 
-def choose_images(lookup: ImageLookup, request: ShowRequest, truth: ShownTruth | None) -> list[ImageRecord]:
+def choose_images(
+    lookup: ImageLookup, request: ShowRequest, truth: ShownTruth | ShownSegments | None
+) -> list[ImageRecord]:
     """Choose images by the filters; with a truth, only images that it names.
 
     Raises:
@@ -53,7 +55,7 @@ def choose_images(lookup: ImageLookup, request: ShowRequest, truth: ShownTruth |
     known = lookup.categories()
     for category in request.categories:
         if category not in known:
-            raise InputError(_no_category(lookup.run, category, known))
+            raise InputError(_no_category(lookup.run, category, known, request.noun))
     if request.min_score is None:
         # No instance of these categories reaches the default score; the best ones are drawn.
         images = lookup.choose(replace(wanted, min_score=None), count, is_spread=is_spread)
@@ -100,9 +102,9 @@ def _no_image(lookup: ImageLookup, request: ShowRequest, *, is_of_truth: bool) -
     return f"Run {lookup.run} has no image with the status {statuses}{which}; `htc query` shows the errors."
 
 
-def _no_category(run: str, category: str, known: Sequence[str]) -> str:
+def _no_category(run: str, category: str, known: Sequence[str], noun: str) -> str:
     if not known:
-        return f"Run {run} has no instances, so none of the category {category}."
+        return f"Run {run} has no {noun}s, so none of the category {category}."
     close = difflib.get_close_matches(category.casefold(), known, n=1)
     hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(known[:8])}{' …' if len(known) > 8 else ''}."
-    return f"Run {run} has no instance of the category {category}; {hint}"
+    return f"Run {run} has no {noun} of the category {category}; {hint}"

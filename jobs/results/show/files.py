@@ -73,9 +73,10 @@ def write_sheets(drawn: Iterable[DrawnImage], request: ShowRequest) -> list[tupl
     rows: list[tuple[str, str, str]] = []
     cells: list[tuple[Picture, str]] = []
     columns, cell_px = SHEET_COLUMNS, request.style.long_side or SHEET_CELL_PX
-    if request.truth is not None:
-        # Two pictures each, and the gap between.
-        columns, cell_px = SHEET_COLUMNS // 2, 2 * cell_px + SHEET_GAP_PX
+    if request.sides > 1:
+        # Several pictures each, and the gaps between.
+        columns = max(1, SHEET_COLUMNS // request.sides)
+        cell_px = request.sides * cell_px + (request.sides - 1) * SHEET_GAP_PX
 
     def write_page() -> None:
         name = f"sheet-{len(rows) + 1:02d}{SUFFIXES[request.picture_format]}"

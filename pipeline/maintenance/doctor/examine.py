@@ -15,7 +15,7 @@ from pipeline.maintenance.doctor.rebuild import rebuild_record
 from pipeline.maintenance.doctor.run_tables import RunTables, reason_of, said_by
 from pipeline.maintenance.publications import NOTE, read_publications
 from pipeline.output.deletions import DELETIONS_SCHEMA, has_deletions
-from pipeline.output.layout import TABLES, TOMBSTONE, TableName, run_folder
+from pipeline.output.layout import COMMIT_ORDER, TABLES, TOMBSTONE, TableName, run_folder
 from pipeline.output.part_files import open_part
 from pipeline.output.parts import Part, parse_part
 from pipeline.output.run_record import ENDED, RunRecord, read_record
@@ -240,7 +240,7 @@ class _Examination:
         self._find("run.json", kind, problem, way_out=way_out)
 
     def _parts(self) -> dict[TableName, list[Part]]:
-        found: dict[TableName, list[Part]] = {"images": [], "instances": []}
+        found: dict[TableName, list[Part]] = {table: [] for table in COMMIT_ORDER}
         for table, parts in found.items():
             for listed in self._tables.get(table, []):
                 part = parse_part(base_name(listed.uri))

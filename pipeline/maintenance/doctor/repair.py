@@ -17,9 +17,11 @@ from pipeline.maintenance.doctor.rebuild import derive_summary, rebuild_record
 from pipeline.output.commit import encode_table
 from pipeline.output.deletions import DELETIONS_SCHEMA, deletions_folder
 from pipeline.output.json_files import write_json
+from pipeline.output.layout import COMMIT_ORDER
 from pipeline.output.part_files import open_part
+from pipeline.output.parts import table_of
 from pipeline.output.run_record import read_record, write_record
-from pipeline.output.schema import INSTANCES_SCHEMA
+from pipeline.output.schema import TABLE_SCHEMAS
 from pipeline.planning.manifest import Manifest
 from pipeline.planning.repeated_failures import RepeatedFailures
 from pipeline.runs.cleanup import remove_leftovers
@@ -92,8 +94,9 @@ class RunRepair:
                 self._forget_deletions(finding)
             case "write_empty":
                 self.set_aside(finding.file)
-                self._storage.write(finding.file, encode_table(INSTANCES_SCHEMA.empty_table(), finding.run))
-                self.done.append(f"{finding.file} was written: its images have no instances.")
+                table = table_of(finding.file)
+                self._storage.write(finding.file, encode_table(TABLE_SCHEMAS[table].empty_table(), finding.run))
+                self.done.append(f"{finding.file} was written: its images have no rows in {table}.")
             case "recount":
                 self._recount(finding)
             case "remove":
@@ -105,8 +108,8 @@ class RunRepair:
 
     def _redo(self, finding: Finding) -> None:
         name = finding.file.rpartition("/")[2]
-        # The images part first: from then on the shard is not committed, and readers ignore its instances.
-        for table in ("images", "instances"):
+        # The images part first: from then on the shard is not committed, and readers ignore its other rows.
+        for table in reversed(COMMIT_ORDER):
             self.set_aside(join(self._output_uri, table, f"run={finding.run}", name))
         # It may say that the run is complete.
         self.set_aside(summary_uri(self._output_uri, finding.run))

@@ -9,17 +9,22 @@ from numpy.typing import NDArray
 
 from pipeline.errors import DamagedFileError
 from pipeline.inputs.image_ref import image_id
+from pipeline.job_spec.map_tables import MAP_TABLES
 from pipeline.maintenance.doctor.findings import Finding, Kind, Repair
-from pipeline.output.layout import TableName, run_folder
+from pipeline.maintenance.doctor.instance_rows import ImageSizes, find_problem
+from pipeline.output.layout import COMMIT_ORDER, TableName, run_folder
 from pipeline.output.part_files import open_part
 from pipeline.output.parts import CommittedShards, Part, choose_parts, find_overlaps, part_uri, shards_of
 from pipeline.output.run_record import RunRecord
-from pipeline.output.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
+from pipeline.output.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA, TABLE_SCHEMAS
 from pipeline.planning.manifest import Manifest, manifest_uris, read_manifest_part, uris_of
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import join
 
 Ids = NDArray[np.int64]
+# Rows of `instances` whose masks are decoded together.
+MASKS_AT_ONCE = 8192
+IMAGE_COLUMNS = ["image_id", "shard", "status", "instances", "width", "height"]
 ShardRows = tuple[dict[str, int], int]
 """The rows of a shard: images by status, and instances."""
 
@@ -64,11 +69,15 @@ class RunTables:
         images = self._within("images")
         chosen = self._without_overlaps(choose_parts(images))
         self.committed = shards_of(chosen)
-        present = set(self._listed["instances"])
         for part in chosen:
-            self._check_part(part, planned, has_instances=part in present)
+            self._check_part(part, planned)
         if not self._is_held:
-            self._check_leftovers(set(images) - set(chosen), set(self._within("instances")) - set(chosen))
+            self._check_replaced(set(images) - set(chosen))
+            for table in COMMIT_ORDER:
+                if table in self._record.tables and table != "images":
+                    self._check_leftovers(table, set(self._within(table)) - set(chosen))
+                elif table != "images":
+                    self._check_unasked(table)
 
     def _uri(self, table: TableName, part: Part) -> str:
         return part_uri(self._output_uri, table, self._record.run, part)
@@ -139,10 +148,10 @@ class RunTables:
             )
         return planned
 
-    def _check_part(self, part: Part, planned: Mapping[int, Ids], *, has_instances: bool) -> None:
+    def _check_part(self, part: Part, planned: Mapping[int, Ids]) -> None:
         uri = self._uri("images", part)
         try:
-            images = _read(self._storage, uri, IMAGES_SCHEMA, ["image_id", "shard", "status", "instances"])
+            images = _read(self._storage, uri, IMAGES_SCHEMA, IMAGE_COLUMNS)
         except DamagedFileError as error:
             self._find(uri, "damaged", reason_of(error), "redo")
             return
@@ -152,7 +161,10 @@ class RunTables:
             return
         self.rows += len(images)
         self._count(images)
-        self._check_instances(part, images, has_instances=has_instances)
+        self._check_instances(part, images)
+        for table in self._record.tables:
+            if table in MAP_TABLES:
+                self._check_maps(table, part, images)
 
     def _count(self, images: pa.Table) -> None:
         statuses: dict[int, Counter[str]] = defaultdict(Counter)
@@ -165,7 +177,7 @@ class RunTables:
         for shard, by_status in statuses.items():
             self.counted[shard] = (dict(by_status), instances[shard])
 
-    def _check_instances(self, part: Part, images: pa.Table, *, has_instances: bool) -> None:
+    def _check_instances(self, part: Part, images: pa.Table) -> None:
         uri = self._uri("instances", part)
         expected = {
             number: count
@@ -174,28 +186,66 @@ class RunTables:
             )
             if count
         }
-        if not has_instances:
+        if part not in self._listed["instances"]:
             rows = sum(expected.values())
             self._find(
                 uri, "missing", f"its shard is committed with {rows} instances", "redo" if rows else "write_empty"
             )
             return
         try:
-            found = _read(self._storage, uri, INSTANCES_SCHEMA, ["image_id"])
+            found, problem = self._read_instances(uri, _sizes_of(images))
         except DamagedFileError as error:
             self._find(uri, "damaged", reason_of(error), "redo" if expected else "write_empty")
             return
-        if Counter(found.column("image_id").to_pylist()) != expected:
-            said = sum(expected.values())
+        if found != expected:
+            said, held = sum(expected.values()), sum(found.values())
             self._find(
                 uri,
                 "mismatch",
-                f"it holds {len(found)} instances where its images have {said}, or instances of other images",
+                f"it holds {held} instances where its images have {said}, or instances of other images",
                 "redo",
             )
+        elif problem:
+            self._find(uri, "damaged", problem, "redo")
 
-    def _check_leftovers(self, images: set[Part], instances: set[Part]) -> None:
-        """Name files that a compaction left, and instances of shards that are not committed."""
+    def _read_instances(self, uri: str, sizes: ImageSizes) -> tuple[Counter[int], str]:
+        """Read a part of `instances`: its rows by image, and the first problem of their values ("" for none)."""
+        found: Counter[int] = Counter()
+        problem = ""
+        with open_part(self._storage, uri, INSTANCES_SCHEMA) as part:
+            for batch in part.iter_batches(MASKS_AT_ONCE):
+                found.update(batch.column("image_id").to_pylist())
+                problem = problem or find_problem(batch, sizes)
+        return found, problem
+
+    def _check_maps(self, table: TableName, part: Part, images: pa.Table) -> None:
+        uri = self._uri(table, part)
+        pixels = {row["image_id"]: row["width"] * row["height"] for row in images.to_pylist() if row["status"] == "ok"}
+        repair: Repair = "redo" if pixels else "write_empty"
+        if part not in self._listed[table]:
+            self._find(uri, "missing", f"its shard is committed with {len(pixels)} images that are ok", repair)
+            return
+        try:
+            found = _read(self._storage, uri, TABLE_SCHEMAS[table], ["image_id", "area"])
+        except DamagedFileError as error:
+            self._find(uri, "damaged", reason_of(error), repair)
+            return
+        areas: Counter[int] = Counter()
+        for number, area in zip(*(found.column(name).to_pylist() for name in ("image_id", "area")), strict=True):
+            areas[number] += area
+        if not areas.keys() <= pixels.keys():
+            self._find(uri, "mismatch", "it holds rows of images that its shard does not have, or that failed", "redo")
+        elif any(
+            areas[number] > most or (table == "semantic" and areas[number] < most) for number, most in pixels.items()
+        ):
+            self._find(uri, "mismatch", "the areas of an image's rows are not those of its pixels", "redo")
+
+    def _check_unasked(self, table: TableName) -> None:
+        for part in self._listed[table]:
+            self._find(self._uri(table, part), "foreign", "the run was not asked for this table", "set_aside")
+
+    def _check_replaced(self, images: set[Part]) -> None:
+        """Name files of images that a compaction left."""
         named = {finding.file for finding in self.findings}
         for part in sorted(images):
             uri = self._uri("images", part)
@@ -206,8 +256,12 @@ class RunTables:
                     "a compacted file replaces it, and readers without htc find its rows twice",
                     "set_aside",
                 )
-        for part in sorted(instances):
-            uri = self._uri("instances", part)
+
+    def _check_leftovers(self, table: TableName, parts: set[Part]) -> None:
+        """Name files of another table that a compaction left, and those of shards that are not committed."""
+        named = {finding.file for finding in self.findings}
+        for part in sorted(parts):
+            uri = self._uri(table, part)
             is_double = all(shard in self.committed for shard in part.shards)
             problem = (
                 "a compacted file replaces it, and readers without htc find its rows twice"
@@ -230,6 +284,11 @@ def _read(storage: Storage, uri: str, schema: pa.Schema, kept: list[str]) -> pa.
     with open_part(storage, uri, schema) as part:
         batches = [batch.select(kept) for batch in part.iter_batches()]
     return pa.Table.from_batches(batches, pa.schema([schema.field(name) for name in kept]))
+
+
+def _sizes_of(images: pa.Table) -> dict[int, tuple[int, int]]:
+    columns = (images.column(name).to_pylist() for name in ("image_id", "height", "width"))
+    return {number: (height, width) for number, height, width in zip(*columns, strict=True) if height is not None}
 
 
 def _compare(images: pa.Table, part: Part, planned: Mapping[int, Ids]) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from htc_model.config import ModelConfig, ResizeConfig, ViewConfig, config_from_dict, config_sha256, config_to_dict
-from htc_model.inference import augmented
+from htc_model.inference import views
 from htc_model.inference.augmented import AugmentedModel
 from htc_model.masks.encode import encode_detections
 from htc_model.network.detector import HTC
@@ -157,16 +157,16 @@ def test_where_the_features_of_all_views_do_not_fit_those_of_one_are_enough(monk
     model = AugmentedModel(network, THREE_SCALES)
     (wanted,) = model.infer_images([photo()])
     held: list[int] = []
-    iterate = augmented._Kept.__iter__
+    iterate = views._Kept.__iter__
 
-    def full(self: augmented._Kept) -> object:
+    def full(self: views._Kept) -> object:
         for pair in iterate(self):
             held.append(len(self._features))
             if len(self._features) > 2:
                 raise torch.OutOfMemoryError
             yield pair
 
-    monkeypatch.setattr(augmented._Kept, "__iter__", full)
+    monkeypatch.setattr(views._Kept, "__iter__", full)
     (found,) = model.infer_images([photo()])
     assert max(held) == 3
     assert_equal(found, wanted)

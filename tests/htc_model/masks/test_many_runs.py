@@ -14,6 +14,7 @@ from htc_model.masks.many_runs import (
     intersect,
     intersection_areas,
     join_texts,
+    subtract,
     unite,
 )
 from htc_model.masks.rle import encode_bitmap
@@ -69,6 +70,8 @@ def test_pairs_are_merged_as_pycocotools_merges_them(drawn: list[tuple[Bitmap, B
     assert intersection_areas(a, b).tolist() == [int(coco.area(rle)) for rle in both]
     assert texts(intersect(a, b)) == [rle["counts"] for rle in both]
     assert texts(unite(a, b)) == [rle["counts"] for rle in either]
+    only = encoded([first & ~second & 1 for first, second in zip(one, other, strict=True)])
+    assert texts(subtract(a, b)) == [rle["counts"] for rle in only]
 
 
 @given(st.lists(bitmaps(), max_size=5))

@@ -1,6 +1,7 @@
 """The losses of small networks: every switch, and images without objects."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -208,6 +209,8 @@ def test_panet_trains_with_every_layer():
     trace.total.backward()
     assert torch.isfinite(trace.total)
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
+    # Neither of the mask's two branches begins with logits that have to be unlearned.
+    assert trace.losses["loss_mask"].item() == pytest.approx(math.log(2), rel=0.1)
 
 
 def test_detectors_trains_through_both_passes():

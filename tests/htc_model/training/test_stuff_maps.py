@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from htc_model.config import load_preset
+from htc_model.config import config_from_dict, config_to_dict, load_preset
+from htc_model.semantic_classes import semantic_classes
 from htc_model.training.augment import Augmentation, augment_image, crop_image, flip_image, paste_objects
 from htc_model.training.build import build_model_config
 from htc_model.training.coco_reader import read_annotations
@@ -109,6 +110,31 @@ def test_classes_are_the_maps_own_or_cocos_or_follow_from_the_objects():
     assert classes(False) == 3
     assert classes(True) == load_preset("htc_lite0_fpn").semantic_classes == 183
     assert classes(True, semantic_classes=20) == 20
+
+
+def test_the_names_of_semantic_classes_are_kept_with_the_network():
+    def named(has_stuff, **values):
+        config = build_model_config(ModelSection(**values), ["cup", "bag"], [5, 6], has_stuff=has_stuff)
+        kept = config_from_dict(config_to_dict(config))
+        return kept.semantic_names, [(each.class_id, each.name, each.kind) for each in semantic_classes(kept)]
+
+    assert named(False)[0] == ("cup", "bag", "other")
+    names, classes = named(True, semantic_names=["sky", "bag", "road"])
+    assert names == ("sky", "bag", "road")
+    assert classes == [(1, "sky", "stuff"), (6, "bag", "thing"), (3, "road", "stuff")]
+    # Maps with COCO's labels need no names; others are numbered.
+    assert named(True, semantic_classes=4) == ((), [(1 + n, f"label {n}", "stuff") for n in range(4)])
+    assert named(False, semantic=False, mask_info_flow=False)[0] == ()
+
+
+def test_names_that_do_not_fit_are_refused(tmp_path):
+    for values, words in (
+        ({"semantic_names": ["a", "b"], "semantic_classes": 3}, "semantic_classes is 3, and semantic_names has 2"),
+        ({"semantic_names": ["a", "a"]}, "a name twice"),
+        ({"semantic_names": ["a", "b"]}, r"name their folder as train\.stuff"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            small_spec(str(tmp_path), model=values)
 
 
 def test_maps_for_a_part_of_the_data_and_classes_without_maps_are_refused(tmp_path):

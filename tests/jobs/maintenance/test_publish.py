@@ -5,12 +5,14 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from pyiceberg.exceptions import NoSuchTableError
 
 from jobs.maintenance.iceberg import schema as iceberg_schema
 from jobs.maintenance.iceberg.publisher import Publisher
 from jobs.maintenance.iceberg.table import IcebergTable
 from jobs.maintenance.prune import prune_output
 from jobs.maintenance.publish import opened_publisher
+from pipeline.job_spec.map_tables import MAP_TABLES
 from pipeline.maintenance.compaction import compact_run
 from pipeline.maintenance.publications import forget_publication, read_publications
 from pipeline.output.results import Results
@@ -45,6 +47,23 @@ def test_iceberg_readers_get_the_same_rows(folder: Path, capsys: pytest.CaptureF
     for table in ("images", "instances"):
         assert published(folder, table) == sorted(both[0][table] + both[1][table])
     assert published(folder, "deletions") == []
+
+
+def test_tables_of_maps_are_published_of_the_runs_that_have_them(folder: Path) -> None:
+    publish(folder)
+    with pytest.raises(NoSuchTableError):
+        load(folder, "semantic")
+    finish_run(str(folder / "in"), str(folder / "out"), "mapped", day=3, maps=MAP_TABLES)
+    assert publish(folder, run="mapped") == 0
+    rows = tables_of(str(folder / "out"), "mapped")
+    for table in MAP_TABLES:
+        assert published(folder, table) == rows[table] != []
+        assert len(snapshots(folder, table)) == 1
+    assert publish(folder, run="mapped") == 0
+    assert len(snapshots(folder, "semantic")) == 1
+    with opened_publisher(str(folder / "out"), catalog_of(folder), "htc", None) as (_, publisher):
+        assert publisher.withdraw("mapped", None)
+    assert published(folder, "semantic") == published(folder, "panoptic") == []
 
 
 def test_each_run_is_a_snapshot_with_its_name(folder: Path) -> None:

@@ -199,3 +199,19 @@ def test_the_plan_as_json(output: Output, tmp_path: Path, capsys: pytest.Capture
     assert plan["sample"]["decoded"] + len(plan["sample"]["failed"]) == 7
     assert any("broken.jpg" in each["uri"] for each in plan["sample"]["failed"])
     assert (plan["run"], plan["seconds"]) == (None, None)
+
+
+def test_images_that_are_cut_are_counted_in_tiles(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number, size in enumerate([(150, 130), (150, 130), (60, 50)]):
+        Image.new("RGB", size).save(photos / f"{number}.png")
+    spec = spec_for(photos, tmp_path / "new", tiles="64:16")
+    code, out, _ = report(capsys, spec)
+    assert code == 0
+    assert "2 of the first 3 images cut into tiles" in out
+    assert "150x130 (2): 9 tiles of 64x64" in out
+    assert "1 of the first 3 images decode: 60x50" in out
+    _, out, _ = report(capsys, spec, is_json=True)
+    cut = json.loads(out)["sample"]["cut"]
+    assert [(each["width"], each["height"], each["tiles"]) for each in cut] == [(150, 130, 9)] * 2

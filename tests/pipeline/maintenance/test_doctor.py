@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -204,3 +205,34 @@ def test_a_damaged_file_that_voids_shards_takes_older_counts_with_it(output: Pat
     (repaired,) = output.glob("runs/r/counts/*.parquet")
     assert repaired.name.startswith("counts-")
     assert repaired != older
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "clause"),
+    [
+        ("mask", {"size": [4, 5], "counts": "522"}, "has a mask that cannot be decoded"),
+        ("mask", {"size": [5, 4], "counts": "52207"}, "has a mask of 4 x 5 pixels, and its image has 5 x 4"),
+        ("area", 5, "has the area 5, and its mask has 4 pixels"),
+        ("score", float("nan"), "has the score nan, which is not from 0 to 1"),
+        ("bbox", {"x": 1.0, "y": 1.0, "width": float("inf"), "height": 2.0}, "has a box that is not of finite numbers"),
+    ],
+)
+def test_values_that_cannot_be_right_are_found_and_done_again(
+    output: Path, column: str, value: object, clause: str
+) -> None:
+    path = next(
+        each for each in sorted(output.glob("instances/run=r/*.parquet")) if pq.ParquetFile(each).metadata.num_rows
+    )
+    table = pq.ParquetFile(path).read()
+    changed = table.column(column).to_pylist()
+    changed[-1] = value
+    place = table.schema.get_field_index(column)
+    pq.write_table(
+        table.set_column(place, table.schema.field(column), pa.array([*changed], table.schema.field(column).type)), path
+    )
+    (finding,) = examine_output(Storage(), str(output)).findings
+    last = table.slice(len(table) - 1).to_pylist()[0]
+    assert (finding.file, finding.kind) == (str(path), "damaged")
+    assert finding.problem == f"instance {last['instance']} of {last['uri']} {clause}"
+    assert examine_and_report(str(output), is_repaired=True) == 0
+    assert open_results(str(output)).committed_shards("r") == 3

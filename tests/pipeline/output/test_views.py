@@ -145,7 +145,9 @@ def test_rows_come_in_the_order_of_runs_and_shards(tmp_path: Path) -> None:
     assert found == [(str(run), f"{letter}{run}") for run in range(12) for letter in "cab"]
     output = str(tmp_path / "out")
     finish_run(write_inputs(tmp_path / "in", 8), output, "r")
-    replace_parts(Storage(), output, "r", ShardRange((Part(0, 0), Part(1, 1))), lambda: None)
+    replace_parts(
+        Storage(), output, "r", ShardRange((Part(0, 0), Part(1, 1))), lambda: None, tables=("instances", "images")
+    )
     with open_database(open_results(output)) as database:
         assert database.execute("SELECT shard FROM images").fetchall() == [(n // 2,) for n in range(8)]
 

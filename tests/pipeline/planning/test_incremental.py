@@ -118,6 +118,17 @@ def test_another_model_does_everything_again_and_so_does_the_first_one_then(runs
     assert len(runs.run_again(model__precision="bf16")) == 5
 
 
+def test_images_without_a_table_that_is_asked_for_are_done_again(runs: IncrementalRuns) -> None:
+    """And those that have more than what is asked for are not."""
+    run = runs.open(model__semantic=True)
+    assert counts_of(run) == {"listed": 5, "other_model": 5}
+    runs.commit(run)
+    assert runs.run_again(model__semantic=True) == []
+    assert runs.run_again() == []
+    assert len(runs.run_again(model__semantic=True, model__panoptic=True)) == 5
+    assert runs.run_again(model__panoptic=True) == []
+
+
 @pytest.mark.parametrize(
     "where",
     [

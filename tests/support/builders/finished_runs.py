@@ -1,13 +1,15 @@
 """Runs as `htc run` leaves them, written with the pipeline's own functions, without a model or real images."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from pipeline.job_spec.job import load_spec
+from pipeline.job_spec.map_tables import MapTable
 from pipeline.output.commit import commit_shard
+from pipeline.output.map_rows import MapRows, PanopticRow, SemanticRow
 from pipeline.output.results import open_results
 from pipeline.output.rows import ImageRow, InstanceRow, build_image_row
 from pipeline.runs.open import open_run
@@ -17,8 +19,10 @@ from pipeline.storage.storage import Storage
 
 FINGERPRINT = {"preset": "htc_r50_fpn", "weights_sha256": "a" * 64, "config_sha256": "0" * 64, "trained": True}
 FIRST_DAY = datetime(2026, 3, 1, 2, tzinfo=UTC)
-# Two by two pixels at (1, 1) of an image of 5 by 4 pixels, counted by columns: 5 off, 2 on, 2 off, 2 on, 9 off.
+# Two by two pixels at (1, 1) of an image of 5 by 4 pixels, counted by columns: 5 off, 2 on, 2 off, 2 on, 9 off; and the
+# other pixels.
 MASK = {"size": [4, 5], "counts": "52207"}
+OTHERS = {"size": [4, 5], "counts": "052M07"}
 
 
 class PowerCutError(BaseException):
@@ -69,6 +73,7 @@ def begin_run(
     storage: Storage | None = None,
     take_lease: LeaseTaker | None = None,
     mode: str = "full",
+    maps: Sequence[MapTable] = (),
 ) -> RunHandle:
     """Begin or resume a run, as the driver does.
 
@@ -76,9 +81,11 @@ def begin_run(
         day: of the run's beginning, counted from FIRST_DAY.
         take_lease: takes its lease; None for no lease.
         mode: "full" or "incremental".
+        maps: the tables of maps that the run is asked for.
     """
     overrides: dict[str, object] = {"input.uri": input_uri, "output.uri": output_uri, "select.mode": mode}
     overrides |= {"compute.shard_images": shard_images, "select.max_deleted_share": 1.0}
+    overrides |= {f"model.{table}": True for table in maps}
     spec = load_spec(None, {**overrides, "model.preset": "htc_r50_fpn", "model.weights": "untrained"})
     now = FIRST_DAY + timedelta(days=day)
     return open_run(spec, FINGERPRINT, storage or Storage(), run=run, now=now, take_lease=take_lease)
@@ -96,20 +103,24 @@ def finish_run(
     storage: Storage | None = None,
     is_ok: Callable[[str], bool] = lambda _: True,
     mode: str = "full",
+    maps: Sequence[MapTable] = (),
 ) -> RunHandle:
     """Write a run over all files of the input as the workers and the driver leave it.
 
     Args:
-        day, mode: see `begin_run`.
+        day, mode, maps: see `begin_run`.
         only_shards: the number of shards to commit, without a summary; None commits all and writes the summary.
     """
     store = storage or Storage()
-    began = begin_run(input_uri, output_uri, run, day=day, shard_images=shard_images, storage=store, mode=mode)
+    began = begin_run(
+        input_uri, output_uri, run, day=day, shard_images=shard_images, storage=store, mode=mode, maps=maps
+    )
     rows: list[ImageRow] = []
     for shard in range(began.shard_count if only_shards is None else only_shards):
         made = [_rows_of(ref, shard, instances, is_ok) for ref in began.read_shard(shard).images]
         rows += [image for image, _ in made]
-        commit_shard(store, output_uri, run, shard, *([m[0] for m in made], [row for m in made for row in m[1]]))
+        images, found = [image for image, _ in made], [row for _, own in made for row in own]
+        commit_shard(store, output_uri, run, shard, images, found, maps=_map_rows_of(images, found, maps))
     if only_shards is None:
         began.write_summary(_summary(run, rows))
     began.close()
@@ -122,6 +133,8 @@ def tables_of(output_uri: str, run: str | None = None, storage: Storage | None =
     return {
         "images": sorted(map(str, results.images(run).to_pylist())),
         "instances": sorted(map(str, results.instances(run).to_pylist())),
+        "semantic": sorted(map(str, results.semantic(run).to_pylist())),
+        "panoptic": sorted(map(str, results.panoptic(run).to_pylist())),
     }
 
 
@@ -151,6 +164,24 @@ def _rows_of(ref: Any, shard: int, instances: int, is_ok: Callable[[str], bool])
         for number in range(instances)
     ]
     return row, found
+
+
+def _map_rows_of(images: Sequence[ImageRow], instances: Sequence[InstanceRow], tables: Sequence[MapTable]) -> MapRows:
+    """The first instance of an image is a thing, and the pixels around it are sky."""
+    ok = [row for row in images if row.status == "ok"]
+    found = {row.image_id: row for row in instances if row.instance == 0}
+    rows: MapRows = {
+        "semantic": [
+            SemanticRow(row.image_id, row.uri, number, name, area, mask, row.model)
+            for row in ok
+            for number, name, area, mask in ((1, "person", 4, MASK), (157, "sky-other", 16, OTHERS))
+        ],
+        "panoptic": [
+            PanopticRow(row.image_id, row.uri, 0, 1, "person", True, 0, row.score, 4, row.bbox, MASK, row.model)
+            for row in found.values()
+        ],
+    }
+    return {table: rows[table] for table in tables}
 
 
 def _summary(run: str, rows: list[ImageRow]) -> dict[str, object]:

@@ -1,7 +1,7 @@
 """Models without a network whose behaviour a test sets, for tests of everything around the network.
 
 The deeds say what happens to images of a (height, width). Every other image gets one detection, the whole image, of a
-category that depends on its size.
+category that depends on its size; and on request a semantic map, a person on the left and sky on the right.
 """
 
 import ctypes
@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -21,15 +21,17 @@ from PIL import Image
 
 from htc_model.config import ModelConfig, load_preset
 from htc_model.finite import NonFiniteError
-from htc_model.structures import ImageBatch, RawDetections
+from htc_model.structures import ImageBatch, RawDetections, SemanticMap
 from pipeline.job_spec.job import ModelSection
 from tests.support.fakes.in_process_pool import Death
 
 Raising = Literal["raise", "oom", "device_lost", "die"]
 Ending = Literal["exit", "kill", "segfault", "hang", "hang_mute", "die_once", "kill_once", "hang_once"]
-Spoiling = Literal["nan_scores", "nan_boxes", "infinite_masks", "overflow"]
+Spoiling = Literal["nan_scores", "nan_boxes", "infinite_masks", "overflow", "nan_map"]
 Deed = Raising | Ending | Spoiling | Literal["miscount"]
 Size = tuple[int, int]
+# Channels of the published networks: person and sky-other, of the ids 1 and 157.
+PERSON, SKY = 0, 156
 
 
 @dataclass
@@ -63,6 +65,8 @@ class FakeModel:
             if not self.slow_while or Path(self.slow_while).exists():
                 time.sleep(self.delay_s)
             found = [self._detect(size) for size in batch.original_sizes]
+            if batch.wants_semantic:
+                found = [replace(raw, semantic=(self._see(raw.original_size),)) for raw in found]
             return found * 2 if "miscount" in map(self.deeds.get, batch.original_sizes) else found
         finally:
             self.busy -= 1
@@ -78,6 +82,13 @@ class FakeModel:
             mask_probs=torch.full((1, 28, 28), math.inf if deed == "infinite_masks" else 1.0),
             original_size=size,
         )
+
+    def _see(self, size: Size) -> SemanticMap:
+        logits = torch.zeros(self.config.semantic_classes, 1, 2)
+        logits[PERSON, 0, 0] = math.nan if self.deeds.get(size) == "nan_map" else 1.0
+        logits[SKY, 0, 1] = 1.0
+        # The two cells are about the first pixel and the last of a resized image of nine.
+        return SemanticMap(logits, (1, 9), 8)
 
     def _do(self, deed: Deed | None) -> None:
         if deed in ("kill_once", "die_once", "hang_once"):

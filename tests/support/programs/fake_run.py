@@ -12,7 +12,7 @@ from tests.support.fakes.models import LoadFake
 def main() -> int:
     folder, delay_s = Path(sys.argv[1]), float(sys.argv[2])
     summary = run(
-        spec_with(folder, retry__max_error_rate=0.0),
+        spec_with(folder, retry__max_error_rate=0.0, model__semantic=True, model__panoptic=True),
         progress=LineProgress(sys.stdout, every_s=1.0),
         load_model=LoadFake(delay_s=delay_s),
     )

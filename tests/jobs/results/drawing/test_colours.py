@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from htc_model.coco_classes import COCO_CLASSES
-from jobs.results.drawing import PALETTE, colour_of, instance_colour, text_colour
+from jobs.results.drawing import PALETTE, STUFF_PALETTE, colour_of, instance_colour, stuff_colour, text_colour
 
 # Machado, Oliveira and Fernandes, "A Physiologically-based Model for Simulation of Color Vision Deficiency", 2009,
 # severity 1.0; for linear RGB.
@@ -51,6 +51,25 @@ def test_any_two_colours_are_told_apart(sight: str, least: float) -> None:
     assert least_distance(PALETTE[:7], sight) > 17
 
 
+@pytest.mark.parametrize(("sight", "least"), [("normal", 21.0), ("protanopia", 10.0), ("deuteranopia", 10.0)])
+def test_any_two_colours_of_stuff_are_told_apart(sight: str, least: float) -> None:
+    assert least_distance(STUFF_PALETTE, sight) > least
+
+
+def test_stuff_is_muted_and_things_are_not() -> None:
+    chroma = [float(np.hypot(*lab(colour, "normal")[1:])) for colour in STUFF_PALETTE]
+    assert max(chroma) < 27
+    assert np.median([float(np.hypot(*lab(colour, "normal")[1:])) for colour in PALETTE]) > 50
+
+
+def test_stuff_that_is_found_together_differs() -> None:
+    names = ["sky-other", "tree", "grass", "building-other", "road", "pavement"]
+    names += ["clouds", "sea", "wall-concrete", "dirt", "mountain", "fence"]
+    assert len({stuff_colour(name) for name in names}) == len(names)
+    assert stuff_colour(" Tree ") == stuff_colour("tree")
+    assert stuff_colour("my own ground") == stuff_colour("my own ground") in STUFF_PALETTE
+
+
 def test_the_simulation_finds_colours_that_are_confused() -> None:
     # Red and green of equal lightness: what the test above would refuse.
     confused = ((200, 60, 40), (110, 110, 40))
@@ -82,8 +101,7 @@ def test_labels_are_legible_on_every_colour() -> None:
     def luminance(colour: tuple[int, int, int]) -> float:
         return float(TO_XYZ[1] @ linear(colour))
 
-    for number in range(100):
-        plate = instance_colour(number)
+    for plate in [*map(instance_colour, range(100)), *STUFF_PALETTE]:
         bright, dark = sorted([luminance(plate), luminance(text_colour(plate))], reverse=True)
         # WCAG 2.1, success criterion 1.4.3.
         assert (bright + 0.05) / (dark + 0.05) >= 4.5

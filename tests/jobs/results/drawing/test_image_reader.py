@@ -3,7 +3,6 @@
 import io
 import tarfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.results.drawing import DrawnInstance, ImageReader, Style, draw_run_image, grey_tile
-from jobs.results.drawing.instances import instance_of_row
+from jobs.results.drawing import DrawnInstance, ImageReader, Style, draw_run_image, grey_tile, image_reader
 from pipeline.inputs.decode import decode_image
 from pipeline.output.results import open_results
 from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
-from tests.support.builders.drawn_outputs import Found, make_drawn_output, write_drawn_run
+from tests.support.builders.drawn_outputs import make_drawn_output, write_drawn_run
 from tests.support.builders.images import encoded, gradient
 from tests.support.servers.s3_server import S3Server
 
@@ -153,27 +151,26 @@ def test_images_in_a_bucket(s3_server: S3Server, s3_bucket: str) -> None:
     ]
 
 
-def test_of_a_large_tiff_a_reduced_copy_is_drawn_with_its_instances_in_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("jobs.results.drawing.image_reader.DEFAULT_MAX_PIXELS", 60 * 90 - 1)
-    flat = np.full((60, 90, 3), 200, np.uint8)
-    mask = np.zeros((60, 90), bool)
-    mask[20:40, 30:60] = True
-    payload = encoded(Image.fromarray(flat), "TIFF")
-    output = make_drawn_output(tmp_path, {"a.tif": payload}, lambda name, height, width: [Found("dog", 0.9, mask)])
+def test_a_huge_image_is_drawn_from_a_reduced_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pixels are never read at full size, and its masks land where they are."""
+    monkeypatch.setattr(image_reader, "DEFAULT_MAX_PIXELS", 1000)
+    monkeypatch.setattr(image_reader, "OVERVIEW_SIDE", 30)
+    output = make_drawn_output(tmp_path, {"a.png": encoded(Image.new("RGB", (90, 60), (10, 10, 200)), "PNG")})
     (row,) = rows_of(output)
-    read = ImageReader(open_results(output.uri), largest_side=45).read(row)
-    assert read.pixels is not None
-    assert (read.pixels.shape, read.width, read.height, read.problem) == ((30, 45, 3), 90, 60, None)
-    instances = [instance_of_row(each) for each in open_results(output.uri).instances().to_pylist()]
-    style = Style(has_labels=False, has_boxes=False, min_long_side=0)
-    drawn = draw_run_image(read, instances, style)
-    whole = ImageReader(open_results(output.uri)).read(row)
-    expected = draw_run_image(whole, instances, replace(style, long_side=45))
-    assert drawn.shape == (30, 45, 3)
-    np.testing.assert_array_equal(drawn, expected)
-    assert (drawn[15, 22] != 200).any()
-    (output.photos / "a.tif").write_bytes(encoded(Image.fromarray(flat[:50]), "TIFF"))
-    changed = ImageReader(open_results(output.uri), largest_side=45).read(row)
-    assert (changed.pixels, changed.problem) == (None, "the image has changed since the run")
+    read = ImageReader(open_results(output.uri)).read(row)
+    assert read.pixels is None
+    assert read.problem is not None
+    assert "too large" in read.problem
+    assert (read.width, read.height) == (90, 60)
+    assert read.overview is not None
+    assert read.overview.shape == (20, 30, 3)
+    mask = np.zeros((60, 90), bool)
+    mask[30:60, 45:90] = True
+    style = Style(has_labels=False, opacity=1.0)
+    drawn = draw_run_image(read, [DrawnInstance("dog", 0.9, mask=mask)], style)
+    assert drawn.shape == (20, 30, 3)
+    changed = (drawn != read.overview).any(axis=2)
+    assert changed[12:, 17:].all()
+    assert not changed[:8, :13].any()
+    (output.photos / "a.png").write_bytes(OTHER)
+    assert ImageReader(open_results(output.uri)).read(row).overview is None

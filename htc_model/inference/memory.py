@@ -1,0 +1,50 @@
+"""How much memory a network needs at least, estimated from its configuration."""
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+
+from htc_model.config import ModelConfig
+from htc_model.network.detector import HTC
+from htc_model.preprocess import padded_size
+
+_FLOAT32_BYTES = 4
+# Features that are held at once, per channel of the pyramid and padded pixel of the input: an estimate, see
+# docs/ensembles.md.
+ACTIVATION_BYTES = 2.8
+
+
+@dataclass(frozen=True)
+class NetworkMemory:
+    """What one network needs to see one image.
+
+    parameters: bytes of its weights. activations: bytes of features of its largest view. view: (height, width) of that,
+    padded, in pixels.
+    """
+
+    parameters: int
+    activations: int
+    view: tuple[int, int]
+
+    @property
+    def total(self) -> int:
+        """Both together, in bytes."""
+        return self.parameters + self.activations
+
+
+def estimate_memory(config: ModelConfig) -> NetworkMemory:
+    """Estimate the memory of a network in float32 for one image of the largest padded shape, or its largest view."""
+    resizes = [replace(config.resize, long_side=view.long_side, short_side=view.short_side) for view in config.views]
+    shapes = [padded_size(each.short_side, each.long_side, each) for each in resizes or [config.resize]]
+    view = max(shapes, key=lambda shape: shape[0] * shape[1])
+    activations = int(ACTIVATION_BYTES * config.fpn_channels * view[0] * view[1])
+    return NetworkMemory(_parameter_bytes(replace(config, views=())), activations, view)
+
+
+@lru_cache(maxsize=32)
+def _parameter_bytes(config: ModelConfig) -> int:
+    # On the meta device nothing is allocated.
+    with torch.device("meta"):
+        network = HTC(config)
+    return _FLOAT32_BYTES * sum(int(each.numel()) for each in network.state_dict().values())

@@ -1,0 +1,182 @@
+"""Which model a spec means, of any family: its fingerprint, which decides what is resumed and what is done again.
+
+A preset's is that of `pipeline.weights.fingerprint`. A factory's holds its name, the hash of its weights, the hash of
+its options and of the spec's settings, and the versions of the packages, or the hash of the files, that its code is in.
+"""
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+
+from pipeline.job_spec.job import ModelSection
+from pipeline.job_spec.model_reference import registered_factories
+from pipeline.models.adapters import find_adapter
+from pipeline.models.factory import find_factory
+from pipeline.storage.storage import Storage
+from pipeline.weights.cache import resolve_weights, weights_here
+from pipeline.weights.fingerprint import UNTRAINED, ModelFingerprint, compute_fingerprint, file_sha256, resolve_preset
+
+# Of one's own code beside the factory; more files than this are no model's, but a whole working folder.
+_MOST_FILES = 2000
+
+
+@dataclass(frozen=True)
+class FactoryFingerprint(ModelFingerprint):
+    """Identity of a model that a factory makes.
+
+    preset: the factory, as the spec names it. weights_sha256: of the file, or of the library's own files;
+        "untrained-v1"; or "default" where the factory chooses.
+    config_sha256: of the options and of the spec's settings of detections.
+    code: the packages with their versions, "torchvision 0.26.0", or the hash of the source files.
+    """
+
+    code: str = ""
+
+
+def identify_model(
+    section: ModelSection, storage: Storage | None = None, *, folders: Sequence[str] = ()
+) -> tuple[ModelSection, ModelFingerprint]:
+    """Return a spec's model with the preset that its weights name, and its fingerprint; fetches weights if necessary.
+
+    Args:
+        folders: see `factory.find_factory`, which finds a model's factory here already: a wrong name ends here.
+
+    Raises:
+        ModelError: the factory is not found, or cannot be imported.
+        WeightsUnavailableError: the weights are not available.
+        SpecError: the section names another preset than the file.
+    """
+    if section.factory is None:
+        section = resolve_preset(section, storage)
+        return section, compute_fingerprint(section, storage)
+    find_factory(section.factory, folders)
+    return section, fingerprint_of(section, storage)
+
+
+def fingerprint_of(section: ModelSection, storage: Storage | None = None) -> ModelFingerprint:
+    """Hash the model that a section describes, of any family, fetching its weights if they are not on this machine.
+
+    Raises:
+        ModelError: a library's own weights cannot be fetched, or its package is not installed.
+        WeightsUnavailableError: the weights are not available.
+    """
+    if section.factory is None:
+        return compute_fingerprint(section, storage)
+    settings: dict[str, object] = {
+        "options": section.options,
+        "score_threshold": section.score_threshold,
+        "max_detections": section.max_detections,
+    }
+    adapter = find_adapter(section.factory)
+    # Those of the default weights are hashed with them.
+    if adapter is not None and section.weights != "default":
+        files = adapter[0].load().settings_files(adapter[1])
+        settings |= {"files": _files_sha256(tuple(files))} if files else {}
+    canonical = json.dumps(settings, sort_keys=True, separators=(",", ":"))
+    return FactoryFingerprint(
+        section.factory,
+        _weights_sha256(section, storage),
+        hashlib.sha256(canonical.encode()).hexdigest(),
+        trained=section.weights != "untrained",
+        code=code_version(section.factory),
+    )
+
+
+def is_here(section: ModelSection) -> bool:
+    """Return whether everything that `fingerprint_of` needs is on this machine."""
+    if section.ensemble is not None:
+        return all(is_here(member) for member in section.members)
+    if section.weights == "untrained":
+        return True
+    if section.factory is not None and section.weights == "default":
+        adapter = find_adapter(section.factory)
+        return adapter is None or adapter[0].load().is_default_here(adapter[1])
+    path = weights_here(section)
+    return path is not None and path.exists()
+
+
+def _weights_sha256(section: ModelSection, storage: Storage | None) -> str:
+    if section.weights == "untrained":
+        return UNTRAINED
+    if section.weights == "default":
+        adapter = find_adapter(section.factory or "")
+        files = adapter[0].load().default_files(adapter[1]) if adapter is not None else ()
+        return _files_sha256(tuple(files)) if files else "default"
+    path = resolve_weights(section, storage)
+    if path is None:
+        return UNTRAINED
+    return _files_sha256((path,) if path.is_file() else tuple(_files_below(path)))
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    yield from (each for each in sorted(folder.rglob("*")) if each.is_file() and not each.name.startswith("."))
+
+
+def _files_sha256(files: tuple[Path, ...]) -> str:
+    """Hash one file as `sha256sum` does, several by their names and hashes."""
+    stats = tuple((each.stat().st_size, each.stat().st_mtime_ns) for each in files)
+    return _hash_files(files, stats)
+
+
+@lru_cache(maxsize=8)
+def _hash_files(files: tuple[Path, ...], stats: tuple[tuple[int, int], ...]) -> str:
+    del stats  # A file that changes is hashed again.
+    if len(files) == 1:
+        return file_sha256(files[0])
+    lines = "".join(f"{each.name} {file_sha256(each)}\n" for each in files)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def code_version(reference: str) -> str:
+    """Return the version of the code behind a factory, without importing it.
+
+    Of an installed package its name and version; of modules that no package installs, such as those in the current
+    folder, the hash of their source.
+    """
+    adapter = find_adapter(reference)
+    if adapter is not None:
+        return _package_version(adapter[0].package)
+    entry = registered_factories().get(reference)
+    if entry is not None and entry.dist is not None:
+        return f"{entry.dist.name} {entry.dist.version}"
+    module = reference.partition(":")[0]
+    packages = _owners().get(module.partition(".")[0], ())
+    if packages and not _is_editable(packages[0]):
+        return ", ".join(_package_version(package) for package in sorted(set(packages)))
+    return f"source {_source_sha256(module)[:12]}"
+
+
+def _package_version(package: str) -> str:
+    try:
+        return f"{package} {metadata.version(package)}"
+    except metadata.PackageNotFoundError:
+        return f"{package} absent"
+
+
+@lru_cache(maxsize=1)
+def _owners() -> dict[str, list[str]]:
+    return dict(metadata.packages_distributions())
+
+
+def _is_editable(package: str) -> bool:
+    """Return whether a package's code is a working folder, whose files change under one version."""
+    text = metadata.distribution(package).read_text("direct_url.json")
+    return text is not None and bool(json.loads(text).get("dir_info", {}).get("editable"))
+
+
+def _source_sha256(module: str) -> str:
+    """Hash the source of a module, and of the package that it is in."""
+    top = importlib.util.find_spec(module.partition(".")[0])
+    if top is None or (top.origin is None and not top.submodule_search_locations):
+        return hashlib.sha256(b"").hexdigest()
+    folders = [Path(each) for each in top.submodule_search_locations or ()]
+    files = sorted({each for folder in folders for each in folder.rglob("*.py")}) or [Path(str(top.origin))]
+    digest = hashlib.sha256()
+    for file in files[:_MOST_FILES]:
+        digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()

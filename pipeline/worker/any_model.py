@@ -1,0 +1,43 @@
+"""Loads what a spec names: a preset's network, the model of a factory, or that of the caller's own `load_model`."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from htc_model.config import ModelConfig
+from pipeline.models.checked import CheckedModel
+from pipeline.models.factory import make_model
+from pipeline.worker.segmenter import load_model as load_preset_model
+
+if TYPE_CHECKING:
+    from pipeline.job_spec.job import ModelSection
+    from pipeline.storage.storage import Storage
+    from pipeline.worker.fast_path import SegmentationModel
+    from pipeline.worker.segmenter import LoadModel
+
+
+def load_any_model(
+    section: "ModelSection",
+    storage: "Storage | None" = None,
+    *,
+    load_model: "LoadModel | None" = None,
+    folders: Sequence[str] = (),
+) -> "SegmentationModel | CheckedModel":
+    """Load a model, on the CPU, in evaluation mode.
+
+    Args:
+        load_model: the caller's own, in the place of what the section names.
+        folders: where the module of a factory is searched, see `pipeline.models.factory.find_factory`.
+
+    Raises:
+        ModelError: the factory is not found or fails, or the model does not keep to the protocol.
+        WeightsUnavailableError: the weights are not available.
+        WeightsError: the weights are not of this preset, or not weights.
+    """
+    if load_model is None:
+        if section.factory is not None:
+            return make_model(section, storage, folders=folders)
+        return load_preset_model(section, storage)
+    model = load_model(section)
+    if isinstance(getattr(model, "config", None), ModelConfig):
+        return model
+    return CheckedModel(model, score_threshold=section.score_threshold, max_detections=section.max_detections)
