@@ -34,6 +34,7 @@ from htc_model.masks.many_runs import (
     join_texts,
 )
 from htc_model.masks.rle import encode_runs_of_sizes
+from htc_model.masks.tile_box import TileBox
 from htc_model.structures import Detections, Rle
 
 # Of the pixels in the overlap: more than half, so that no mask agrees with two others that do not overlap.
@@ -47,31 +48,6 @@ _COMPARED_AT_ONCE = 1024
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-
-
-class TileBox(NamedTuple):
-    """Where a tile lies in its image, in pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-
-    @property
-    def bottom(self) -> int:
-        """One past its last row."""
-        return self.top + self.height
-
-    @property
-    def right(self) -> int:
-        """One past its last column."""
-        return self.left + self.width
-
-    def overlap(self, other: "TileBox") -> "TileBox | None":
-        """Return what two tiles share; None if that is nothing."""
-        top, left = max(self.top, other.top), max(self.left, other.left)
-        height, width = min(self.bottom, other.bottom) - top, min(self.right, other.right) - left
-        return TileBox(top, left, height, width) if height > 0 and width > 0 else None
 
 
 class SeamCounts(NamedTuple):

@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -50,6 +50,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from pipeline.worker.open_tiles import TileReader
+    from pipeline.worker.tiling import TileGrid
+
 SAMPLE_IMAGES = 8
 Line = tuple[str, str]
 
@@ -59,10 +62,12 @@ class SampleDecode:
     """The result of reading and decoding a few images.
 
     images: [H, W, 3] uint8 RGB. failures: URI and reason of each image that could not be read or decoded.
+    cut: URI and tiles of each image that is cut into tiles; only their headers are read.
     """
 
     images: "list[NDArray[np.uint8]]"
     failures: list[tuple[str, str]]
+    cut: "list[tuple[str, TileGrid]]" = field(default_factory=list)
 
 
 class _WouldWriteError(Exception):
@@ -221,6 +226,10 @@ def _plan_as_dict(
         "sample": {
             "decoded": len(sample.images),
             "failed": [{"uri": redact(uri), "reason": redact(reason)} for uri, reason in sample.failures],
+            "cut": [
+                {"uri": redact(uri), "height": grid.size[0], "width": grid.size[1], "tiles": len(grid)}
+                for uri, grid in sample.cut
+            ],
         },
         "workers": estimate.workers,
         "seconds_per_image": check.image_s,
@@ -284,9 +293,16 @@ def decode_sample(spec: JobSpec, survey: InputSurvey, storage: Storage) -> Sampl
     from pipeline.inputs.formats.bands import rule_of
 
     sample, rule = SampleDecode([], []), rule_of(spec.input.model_dump())
+    tiles = _tile_reader(spec, storage)
     for ref in survey.sample:
         try:
-            payload = read_image(ref, storage, max_bytes=spec.images.max_bytes)
+            found = None if tiles is None else tiles.find_stored(ref)
+            if found is None:
+                payload = read_image(ref, storage, max_bytes=spec.images.max_bytes)
+                found = None if tiles is None else tiles.find_decoded(payload)
+            if found is not None:
+                sample.cut.append((ref.uri, found.grid))
+                continue
             sample.images.append(decode_image(payload, max_pixels=spec.images.max_pixels, rule=rule))
         except NotFoundError:
             # An object that a store listed existed; one that a text file or a row names may never have existed.
@@ -299,6 +315,15 @@ def decode_sample(spec: JobSpec, survey: InputSurvey, storage: Storage) -> Sampl
         except HtcError as error:
             sample.failures.append((ref.uri, str(error)))
     return sample
+
+
+def _tile_reader(spec: JobSpec, storage: Storage) -> "TileReader | None":
+    if spec.tiles is None:
+        return None
+    from pipeline.inputs.formats.bands import rule_of
+    from pipeline.worker.open_tiles import TileReader
+
+    return TileReader(spec.tiles, spec.images, storage, rule=rule_of(spec.input.model_dump()))
 
 
 def _input_lines(survey: InputSurvey) -> Iterator[Line]:
@@ -319,15 +344,20 @@ def _input_lines(survey: InputSurvey) -> Iterator[Line]:
 
 
 def _sample_lines(sample: SampleDecode) -> Iterator[Line]:
-    total = len(sample.images) + len(sample.failures)
+    total = len(sample.images) + len(sample.failures) + len(sample.cut)
     if not total:
         return
     sizes = Counter(f"{image.shape[1]}x{image.shape[0]}" for image in sample.images)
     shown = ", ".join(f"{size} ({count})" if count > 1 else size for size, count in sizes.most_common(6))
-    yield (
-        "sample",
-        f"{len(sample.images)} of the first {count_of(total, 'image')} decode" + (f": {shown}" if shown else ""),
-    )
+    of = f"of the first {count_of(total, 'image')}"
+    if sample.images or sample.failures:
+        yield "sample", f"{len(sample.images)} {of} decode" + (f": {shown}" if shown else "")
+    if sample.cut:
+        yield "tiles", f"{len(sample.cut)} {of} cut into tiles"
+    grids = Counter((grid.size, grid.tile_size, len(grid)) for _, grid in sample.cut)
+    for ((height, width), (tile_height, tile_width), tiles), count in grids.most_common(6):
+        size = f"{width}x{height}" + (f" ({count})" if count > 1 else "")
+        yield "", f"{size}: {count_of(tiles, 'tile')} of {tile_width}x{tile_height}"
 
 
 def _run_lines(

@@ -56,6 +56,18 @@ class LargeImage:
             pixels[~visible] = FILL_COLOR
         return make_upright(pixels, self._orientation)
 
+    def read_downsampled(self, max_side: int) -> NDArray[np.uint8]:
+        """Return the whole image with sides of at most so many pixels, [h, w, 3] uint8 RGB; transparency is dropped."""
+        factor = -(-max(self._size) // max_side)
+        small = self._image.reduce(factor) if self._image.mode in ("RGB", "RGBA", "L", "LA") else self._nearest(factor)
+        if small.mode.startswith("I"):
+            small = Image.fromarray((np.asarray(small) >> 8).astype(np.uint8))
+        return make_upright(np.array(small.convert("RGB"), dtype=np.uint8), self._orientation)
+
+    def _nearest(self, factor: int) -> Image.Image:
+        width, height = self._image.size
+        return self._image.resize((-(-width // factor), -(-height // factor)), Image.Resampling.NEAREST)
+
     def valid(self, top: int, left: int, height: int, width: int) -> NDArray[np.bool_] | None:
         """Return which pixels of a window are not transparent, [height, width]; None where all are visible."""
         visible = self._visible(self._crop(top, left, height, width))

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from htc_model.masks.many_runs import ForegroundRuns
 from htc_model.masks.no_data import cut_to, valid_runs
-from htc_model.masks.seams import Joined, TileBox, join_tiles
+from htc_model.masks.seams import Joined, join_tiles
+from htc_model.masks.tile_box import TileBox
 from htc_model.structures import Detections
 from pipeline.concurrency import Prefetch
 from pipeline.inputs.windows import WindowedImage

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from htc_model.masks.seams import TileBox
+from htc_model.masks.tile_box import TileBox
 from pipeline.job_spec.tiles import TilesSection
 
 # Of a mask's run lengths: pycocotools keeps them, and positions, in 32 bits (cocoapi, maskApi.h).

@@ -17,17 +17,21 @@ from jobs.results.drawing.style import Style
 from pipeline.errors import HtcError, ImageError, InputError, NotFoundError, SpecError
 from pipeline.inputs.decode import DEFAULT_MAX_PIXELS, decode_image
 from pipeline.inputs.formats.bands import rule_of
+from pipeline.inputs.overview import read_overview
 from pipeline.inputs.read import fetch_image
 from pipeline.output.layout import run_folder
 from pipeline.planning.manifest import Manifest, ManifestReader
 from pipeline.storage.uris import display_uri, join
 
 if TYPE_CHECKING:
-    from pipeline.inputs.image_ref import ImageRef
+    from pipeline.inputs.formats.bands import BandRule
+    from pipeline.inputs.image_ref import ImageRef, ReadVersion
     from pipeline.output.results import Results
 
 # A tile for an image whose size is not known.
 TILE_SIZE = (640, 480)
+# Larger images are read at a smaller size, with this longer side at most.
+OVERVIEW_SIDE = 4096
 _GREY, _DARK = (225, 225, 225), (70, 70, 70)
 # Shards whose lists of images are kept: those of a page of thumbnails.
 _KEPT_SHARDS = 8
@@ -41,6 +45,7 @@ class ReadImage:
     pixels: [H, W, 3] uint8 RGB, upright; None if it cannot be shown: instances are never drawn over another picture.
     problem: why it cannot be shown, or has no instances; None if all is well.
     width, height: in pixels, of the run; those of a tile if the run never decoded it.
+    overview: of a huge image, in the place of its pixels: a reduced copy, [h, w, 3].
     """
 
     uri: str
@@ -48,6 +53,7 @@ class ReadImage:
     problem: str | None
     width: int
     height: int
+    overview: NDArray[np.uint8] | None = None
 
 
 class ImageReader:
@@ -76,6 +82,8 @@ class ImageReader:
         uri = str(image["uri"])
         width, height = image["width"] or TILE_SIZE[0], image["height"] or TILE_SIZE[1]
         try:
+            if width * height > DEFAULT_MAX_PIXELS:
+                return self._read_overview(image, uri)
             pixels = self._read(image)
         except SpecError:
             # Not about this image: a missing package for the store, wrong options.
@@ -87,16 +95,28 @@ class ImageReader:
         problem = None if image["status"] == "ok" else f"{image['status']}: {image['error']}"
         return ReadImage(uri, pixels, problem, pixels.shape[1], pixels.shape[0])
 
+    def _read_overview(self, image: Mapping[str, Any], uri: str) -> ReadImage:
+        """Read a huge image, which only an overview can show, at a small size."""
+        width, height = int(image["width"]), int(image["height"])
+        found, size, version = read_overview(
+            self._locate(image), self._results.storage, max_side=OVERVIEW_SIDE, rule=self._rule(image)
+        )
+        _check_version(image, version)
+        if size != (height, width):
+            raise InputError(
+                f"the image has changed since the run: it had {width} x {height} pixels and has {size[1]} x {size[0]}"
+            )
+        problem = f"with {width} x {height} pixels it is too large to be shown other than as a whole, at a smaller size"
+        return ReadImage(uri, None, problem, width, height, overview=found)
+
+    def _rule(self, image: Mapping[str, Any]) -> "BandRule":
+        return rule_of(self._records[str(image["run"])].spec.get("input", {}))
+
     def _read(self, image: Mapping[str, Any]) -> NDArray[np.uint8]:
         payload, version = fetch_image(self._locate(image), self._results.storage)
-        etag, size = image["etag"], image["bytes"]
-        if etag is not None and version.etag is not None:
-            if etag != version.etag:
-                raise InputError("the image has changed since the run")
-        elif size is not None and size != version.bytes:
-            raise InputError(f"the image has changed since the run: it had {size} bytes and has {version.bytes}")
+        _check_version(image, version)
         width, height = image["width"], image["height"]
-        rule = rule_of(self._records[str(image["run"])].spec.get("input", {}))
+        rule = self._rule(image)
         if width is None:
             return decode_image(payload, max_pixels=DEFAULT_MAX_PIXELS, rule=rule)
         changed = f"the image has changed since the run: it had {width} x {height} pixels and has "
@@ -130,6 +150,15 @@ class ImageReader:
         return {display_uri(ref.uri): ref for ref in refs}
 
 
+def _check_version(image: Mapping[str, Any], version: "ReadVersion") -> None:
+    etag, size = image["etag"], image["bytes"]
+    if etag is not None and version.etag is not None:
+        if etag != version.etag:
+            raise InputError("the image has changed since the run")
+    elif size is not None and size != version.bytes:
+        raise InputError(f"the image has changed since the run: it had {size} bytes and has {version.bytes}")
+
+
 def draw_run_image(
     image: ReadImage, instances: Sequence[DrawnInstance], style: Style | None = None
 ) -> NDArray[np.uint8]:
@@ -144,8 +173,11 @@ def render_run_image(image: ReadImage, instances: Sequence[DrawnInstance], style
         The picture, of the size that the style asks for; on a tile, no instance is drawn or missed.
     """
     style = style or Style()
+    if image.overview is not None:
+        return render_overlay(image.overview, instances, style, size=(image.height, image.width))
     if image.pixels is None:
-        width, height = style.drawn_size(image.width, image.height)
+        share = min(1.0, OVERVIEW_SIDE / max(image.width, image.height))
+        width, height = style.drawn_size(max(1, round(image.width * share)), max(1, round(image.height * share)))
         return Overlay(grey_tile(width, height, image.problem or ""), 0, {})
     drawn = render_overlay(image.pixels, instances, style)
     return drawn if image.problem is None else replace(drawn, pixels=with_note(drawn.pixels, image.problem, style))

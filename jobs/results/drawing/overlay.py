@@ -53,7 +53,11 @@ def draw_overlay(
 
 
 def render_overlay(
-    pixels: NDArray[np.uint8], instances: Sequence[DrawnInstance], style: Style | None = None
+    pixels: NDArray[np.uint8],
+    instances: Sequence[DrawnInstance],
+    style: Style | None = None,
+    *,
+    size: tuple[int, int] | None = None,
 ) -> Overlay:
     """Draw instances over a copy of an image.
 
@@ -62,16 +66,17 @@ def render_overlay(
         instances: in any order; the largest are drawn first, so that small ones stay visible, and the most confident
             are labelled first. One whose mask is damaged is left out, and a line of text on the picture says so.
         style: None for the default one.
+        size: (height, width) of the image that the instances are of, where `pixels` are a reduced copy of it.
 
     Returns:
-        The picture, of the image's size unless the style asks for another one.
+        The picture, of the size of `pixels` unless the style asks for another one.
     """
     style = style or Style()
-    height, width = pixels.shape[:2]
+    height, width = size or (pixels.shape[0], pixels.shape[1])
     masks = Masks(instances, height, width)
-    drawn_width, drawn_height = style.drawn_size(width, height)
+    drawn_width, drawn_height = style.drawn_size(pixels.shape[1], pixels.shape[0])
     canvas = Image.fromarray(np.ascontiguousarray(pixels))
-    if (drawn_width, drawn_height) != (width, height):
+    if canvas.size != (drawn_width, drawn_height):
         canvas = canvas.resize((drawn_width, drawn_height), Image.Resampling.LANCZOS, reducing_gap=3.0)
     scale = (drawn_width / width, drawn_height / height)
     boxes = _boxes(instances, masks, scale)

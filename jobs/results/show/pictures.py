@@ -55,7 +55,8 @@ def draw_image(
     """
     read = reader.read(image.row())
     problems = []
-    if read.problem is not None and image.status == "ok":
+    is_shown = read.pixels is not None or read.overview is not None
+    if read.problem is not None and image.status == "ok" and not (is_shown and request.content != "crops"):
         problems.append(f"Not drawn: {image.uri}: {read.problem}.")
     # Of an image that cannot be read, masks are compared with the size that it had.
     damaged = damaged_masks(instances, read.height, read.width)
@@ -64,7 +65,7 @@ def draw_image(
         for place, reason in damaged.items()
     ]
     if request.content != "crops" or read.pixels is None:
-        drawn, unlabelled = 0 if read.pixels is None else len(instances) - len(damaged), 0
+        drawn, unlabelled = len(instances) - len(damaged) if is_shown else 0, 0
         if read.pixels is None or request.sides == 1:
             overlay = render_run_image(read, instances, request.style)
             pixels, unlabelled = overlay.pixels, overlay.unlabelled

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from htc_model.masks.rle import decode_rle, encode_bitmap
-from htc_model.masks.seams import Joined, TileBox, join_tiles
+from htc_model.masks.seams import Joined, join_tiles
+from htc_model.masks.tile_box import TileBox
 from htc_model.structures import Detections
 
 Labels = NDArray[np.int64]

@@ -230,3 +230,19 @@ def test_the_members_of_an_ensemble_and_their_memory_are_shown(
     )
     code, out, _ = report(capsys, absent)
     assert (code, "htc_r50_fpn, weights coco: not on this machine; the run fetches them" in out) == (0, True)
+
+
+def test_images_that_are_cut_are_counted_in_tiles(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number, size in enumerate([(150, 130), (150, 130), (60, 50)]):
+        Image.new("RGB", size).save(photos / f"{number}.png")
+    spec = spec_for(photos, tmp_path / "new", tiles="64:16")
+    code, out, _ = report(capsys, spec)
+    assert code == 0
+    assert "2 of the first 3 images cut into tiles" in out
+    assert "150x130 (2): 9 tiles of 64x64" in out
+    assert "1 of the first 3 images decode: 60x50" in out
+    _, out, _ = report(capsys, spec, is_json=True)
+    cut = json.loads(out)["sample"]["cut"]
+    assert [(each["width"], each["height"], each["tiles"]) for each in cut] == [(150, 130, 9)] * 2

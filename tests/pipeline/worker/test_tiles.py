@@ -10,14 +10,17 @@ import pytest
 import torch
 from pycocotools import mask as coco_mask
 
-from htc_model.masks.seams import TileBox
+from htc_model.masks.rle import encode_bitmap
+from htc_model.masks.tile_box import TileBox
 from pipeline.errors import TransientStorageError
 from pipeline.job_spec.tiles import TilesSection
 from pipeline.messages import Hang
+from pipeline.models.checked import CheckedModel
 from pipeline.worker import tiled_image
+from pipeline.worker.batch_encoding import BatchEncoder
 from pipeline.worker.tiling import TileGrid
 from pipeline.worker.watchdog import Watchdog
-from tests.support.fakes.painted import PaintedModel, Rectangle, config_for, paint, write_png
+from tests.support.fakes.painted import PaintedFrames, PaintedModel, Rectangle, config_for, paint, write_png
 from tests.support.fakes.shard_bench import Bench
 
 SIDE = 64
@@ -34,7 +37,7 @@ OBJECTS = [
 SIZE = (130, 150)
 
 
-def bench_of(folder: Path, model: PaintedModel | None = None, **options: object) -> Bench:
+def bench_of(folder: Path, model: PaintedModel | CheckedModel | None = None, **options: object) -> Bench:
     return Bench(folder, model or PaintedModel(config_for(SIDE)), tiles=TILES, **options)  # type: ignore[arg-type]
 
 
@@ -58,6 +61,27 @@ def test_objects_come_out_once_and_whole(tmp_path: Path) -> None:
     assert (report.images, bench.done) == (1, [1])
     assert set(bench.model.sizes) == {(SIDE, SIDE)}  # type: ignore[union-attr]
     assert [row["instance"] for row in bench.instance_rows()] == list(range(len(OBJECTS)))
+
+
+def test_round_objects_of_a_model_of_ones_own_have_their_very_pixels(tmp_path: Path) -> None:
+    """Bitmaps of whole tiles are encoded tile by tile, and joined like all masks."""
+    rows, columns = np.mgrid[: SIZE[0], : SIZE[1]]
+    ring = (abs(np.hypot(rows - 65, columns - 75) - 45) < 9).astype(np.uint8)
+    disc = (np.hypot(rows - 65, columns - 75) < 30).astype(np.uint8)
+    pixels = np.stack([10 * ring + 20 * disc] * 3, axis=2)
+    bench = bench_of(tmp_path, CheckedModel(PaintedFrames()))
+    bench.process([write_png(tmp_path / "in" / "a.png", pixels)])
+    found = {row["mask"]["counts"].encode() for row in bench.instance_rows()}  # type: ignore[index]
+    assert found == {encode_bitmap(ring)["counts"], encode_bitmap(disc)["counts"]}
+
+
+def test_tiles_whose_batches_are_encoded_together_as_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = bench_of(tmp_path, batch_size=4)
+    encoder = BatchEncoder(torch.device("cpu"))
+    monkeypatch.setattr(bench.resources.segmenter, "_encoder", encoder)
+    bench.process([write_png(tmp_path / "in" / "a.png", paint(SIZE, OBJECTS))])
+    encoder.close()
+    assert boxes_of(bench.instance_rows()) == sorted(OBJECTS)
 
 
 def test_an_image_that_fits_a_tile_gives_the_plain_result(tmp_path: Path) -> None:

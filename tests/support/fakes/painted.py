@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from htc_model.config import ModelConfig, load_preset
-from htc_model.structures import ImageBatch, RawDetections
+from htc_model.structures import FrameDetections, ImageBatch, RawDetections
+from pipeline.models.protocol import PixelFormat
 
 Rectangle = tuple[int, int, int, int]
 
@@ -61,6 +62,29 @@ class PaintedModel:
             torch.tensor(labels, dtype=torch.int64),
             torch.ones(len(colors), 28, 28),
             size,
+        )
+
+
+class PaintedFrames:
+    """A model of one's own, which finds each colour but black exactly, whatever its shape, and returns bitmaps."""
+
+    name = "painted"
+    classes = ("thing",)
+    pixels = PixelFormat(dtype="uint8")
+
+    def infer(self, batch: ImageBatch) -> list[FrameDetections]:
+        return [
+            self._detect(pixels[:, : size[0], : size[1]], (int(size[0]), int(size[1])))
+            for pixels, size in zip(batch.pixels, batch.original_sizes, strict=True)
+        ]
+
+    def _detect(self, pixels: torch.Tensor, size: tuple[int, int]) -> FrameDetections:
+        codes = (pixels.long() * torch.tensor([65536, 256, 1])[:, None, None]).sum(dim=0)
+        found = [code for code in codes.unique().tolist() if code]
+        masks = torch.stack([codes == code for code in found]) if found else torch.zeros(0, *size, dtype=torch.bool)
+        count = len(found)
+        return FrameDetections(
+            None, torch.full((count,), 0.5), torch.zeros(count, dtype=torch.int64), masks, False, size
         )
 
 

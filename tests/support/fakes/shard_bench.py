@@ -13,6 +13,7 @@ from pipeline.job_spec.job import JobSpec
 from pipeline.job_spec.map_tables import MapTable
 from pipeline.job_spec.tiles import TilesSection
 from pipeline.messages import Assignment, ShardResult
+from pipeline.models.checked import CheckedModel
 from pipeline.output.commit import images_part, instances_part
 from pipeline.output.parts import Part, part_uri
 from pipeline.worker.commit_claim import CommitClaim
@@ -43,7 +44,7 @@ def refs_of(paths: Sequence[Path]) -> tuple[ImageRef, ...]:
 
 def resources_for(
     spec: JobSpec,
-    model: "FakeModel | PaintedModel",
+    model: "FakeModel | PaintedModel | CheckedModel",
     *,
     batch_size: int = 4,
     cpus: float = 1,
@@ -72,7 +73,7 @@ class Bench:
     def __init__(
         self,
         folder: Path,
-        model: "FakeModel | PaintedModel | None" = None,
+        model: "FakeModel | PaintedModel | CheckedModel | None" = None,
         *,
         batch_size: int = 4,
         cpus: float = 1,

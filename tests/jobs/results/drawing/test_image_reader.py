@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from jobs.results.drawing import DrawnInstance, ImageReader, Style, draw_run_image, grey_tile
+from jobs.results.drawing import DrawnInstance, ImageReader, Style, draw_run_image, grey_tile, image_reader
 from pipeline.inputs.decode import decode_image
 from pipeline.output.results import open_results
 from pipeline.storage.config import StorageSection
@@ -148,3 +149,28 @@ def test_images_in_a_bucket(s3_server: S3Server, s3_bucket: str) -> None:
         "the image has changed since the run",
         "the image does not exist any more",
     ]
+
+
+def test_a_huge_image_is_drawn_from_a_reduced_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pixels are never read at full size, and its masks land where they are."""
+    monkeypatch.setattr(image_reader, "DEFAULT_MAX_PIXELS", 1000)
+    monkeypatch.setattr(image_reader, "OVERVIEW_SIDE", 30)
+    output = make_drawn_output(tmp_path, {"a.png": encoded(Image.new("RGB", (90, 60), (10, 10, 200)), "PNG")})
+    (row,) = rows_of(output)
+    read = ImageReader(open_results(output.uri)).read(row)
+    assert read.pixels is None
+    assert read.problem is not None
+    assert "too large" in read.problem
+    assert (read.width, read.height) == (90, 60)
+    assert read.overview is not None
+    assert read.overview.shape == (20, 30, 3)
+    mask = np.zeros((60, 90), bool)
+    mask[30:60, 45:90] = True
+    style = Style(has_labels=False, opacity=1.0)
+    drawn = draw_run_image(read, [DrawnInstance("dog", 0.9, mask=mask)], style)
+    assert drawn.shape == (20, 30, 3)
+    changed = (drawn != read.overview).any(axis=2)
+    assert changed[12:, 17:].all()
+    assert not changed[:8, :13].any()
+    (output.photos / "a.png").write_bytes(OTHER)
+    assert ImageReader(open_results(output.uri)).read(row).overview is None
