@@ -192,15 +192,16 @@ def test_each_draw_has_as_many_photos_of_each_group():
 
 @pytest.mark.slow
 def test_a_cell_is_trained_and_scored_once_and_is_in_the_tables(tmp_path, data, random_backbone, capsys):
-    flags = ("--systems", "HTC", "Cascade Mask R-CNN", "--seeds", "0", "--epochs", "1", "--start-epochs", "1")
+    flags = ("--systems", "HTC", "Cascade Mask R-CNN", "PANet", "--seeds", "0", "--epochs", "1", "--start-epochs", "1")
     arguments = [str(tmp_path / "out"), "--data", str(data), "--initial", "none", "--short-side", str(SIDE), *flags]
     assert table1_small.main(arguments) == 0
     out = capsys.readouterr().out
     assert out.count("the start: Mask R-CNN") == 1
     assert "| HTC | 1 |" in out
+    assert "| PANet | 1 |" in out
     assert not list(tmp_path.glob("out/cells/*/checkpoint.pt"))
     results = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("out/cells/*/result.json")}
-    assert len(results) == 2
+    assert len(results) == 3
     for result in results.values():
         assert (result["pictures"], result["heldout"]) == (7, 7)
         assert 0 <= result["scores"]["person"]["mask_ap"] <= 1
