@@ -16,7 +16,7 @@ from pathlib import Path
 from pipeline.job_spec.job import ModelSection
 from pipeline.job_spec.model_reference import registered_factories
 from pipeline.models.adapters import find_adapter
-from pipeline.models.factory import find_factory
+from pipeline.models.factory import check_options, find_factory
 from pipeline.storage.storage import Storage
 from pipeline.weights.cache import resolve_weights, weights_here
 from pipeline.weights.fingerprint import UNTRAINED, ModelFingerprint, compute_fingerprint, file_sha256, resolve_preset
@@ -44,17 +44,20 @@ def identify_model(
     """Return a spec's model with the preset that its weights name, and its fingerprint; fetches weights if necessary.
 
     Args:
-        folders: see `factory.find_factory`, which finds a model's factory here already: a wrong name ends here.
+        folders: see `factory.find_factory`, which finds a model's factory here already, before a worker is started: a
+            wrong name or option ends here.
 
     Raises:
-        ModelError: the factory is not found, or cannot be imported.
+        ModelError: the factory is not found, cannot be imported, or does not take the options.
         WeightsUnavailableError: the weights are not available.
         SpecError: the section names another preset than the file.
     """
     if section.factory is None:
         section = resolve_preset(section, storage)
         return section, compute_fingerprint(section, storage)
-    find_factory(section.factory, folders)
+    factory = find_factory(section.factory, folders)
+    given = {} if section.weights == "default" else {"weights": section.weights}
+    check_options(factory, {**section.options, **given}, section.factory)
     return section, fingerprint_of(section, storage)
 
 

@@ -190,6 +190,9 @@ def _load_network(checkpoint: Checkpoint, weights: str | Path) -> torch.nn.Modul
     try:
         config = network_class.config_class.from_pretrained(checkpoint.folder, local_files_only=True)
         if weights == "untrained":
+            # Earlier releases would fetch the backbone's weights.
+            if getattr(config, "use_pretrained_backbone", False):
+                config.use_pretrained_backbone = False
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(_SEED)
                 network: torch.nn.Module = network_class(config)
