@@ -163,6 +163,38 @@ def test_tiles_without_data_are_skipped_and_masks_cut(tmp_path: Path) -> None:
     assert len(bench.model.sizes) == 6  # type: ignore[union-attr]
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_geotiff_is_cut_by_windows_and_keeps_its_place(tmp_path: Path) -> None:
+    """It is larger than both limits of whole images, and never decoded as a whole."""
+    rasterio = pytest.importorskip("rasterio", reason="the extra `geo` is not installed")
+    pixels = paint(SIZE, [(10, 10, 30, 30), (44, 44, 72, 70)])
+    pixels[:, 80:] = 1
+    path = tmp_path / "in" / "a.tif"
+    path.parent.mkdir()
+    layout = {
+        "tiled": True,
+        "blockxsize": 16,
+        "blockysize": 16,
+        "compress": "deflate",
+        "nodata": 1,
+        "photometric": "RGB",
+    }
+    place = rasterio.Affine(0.5, 0, 1000, 0, -0.5, 2000)
+    with rasterio.open(
+        path, "w", driver="GTiff", height=SIZE[0], width=SIZE[1], count=3, dtype="uint8", crs="EPSG:32632",
+        transform=place, BIGTIFF="YES", **layout,
+    ) as file:  # fmt: skip
+        file.write(pixels.transpose(2, 0, 1))
+    bench = bench_of(tmp_path, max_pixels=5000, max_bytes=100)
+    bench.process([path])
+    (row,) = bench.image_rows()
+    assert (row["status"], row["height"], row["width"]) == ("ok", *SIZE), row["error"]
+    assert boxes_of(bench.instance_rows()) == [(10, 10, 30, 30), (44, 44, 72, 70)]
+    assert len(bench.model.sizes) == 6  # type: ignore[union-attr]
+    assert (row["crs"], row["transform"]) == ("EPSG:32632", [0.5, 0, 1000, 0, -0.5, 2000])
+    assert row["bytes"] == path.stat().st_size
+
+
 def test_an_image_without_any_data_is_ok_and_empty(tmp_path: Path) -> None:
     bench = bench_of(tmp_path)
     bench.process([write_png(tmp_path / "in" / "a.png", paint(SIZE, OBJECTS), np.zeros(SIZE, np.uint8))])
