@@ -150,6 +150,8 @@ def image_rows(
         "instances": np.where(is_bad, 0, instances).astype(np.int32),
         "model": ["htc_r50_fpn"] * rows,
         "changed": [False] * rows,
+        "crs": pa.nulls(rows, pa.string()),
+        "transform": pa.nulls(rows, pa.list_(pa.float64())),
     }
     return pa.table(columns, schema=IMAGES_SCHEMA)
 

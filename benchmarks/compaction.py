@@ -119,6 +119,8 @@ def image_rows(numbers: np.ndarray, shard: int) -> pa.Table:
         "instances": np.full(rows, INSTANCES_PER_IMAGE, np.int32),
         "model": ["htc_r50_fpn"] * rows,
         "changed": [False] * rows,
+        "crs": pa.nulls(rows, pa.string()),
+        "transform": pa.nulls(rows, pa.list_(pa.float64())),
     }
     return pa.table(columns, schema=IMAGES_SCHEMA)
 

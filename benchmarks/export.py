@@ -1,11 +1,12 @@
 """Measures `htc export`: instances per second and memory, beside a plain loop over the same tables.
 
     python benchmarks/export.py [--images 20000] [--rounds 3] [--formats coco,geojson]
-    python benchmarks/export.py --flat [--images 1250000] [--rounds 1] [--formats coco] [--output KEPT]
+    python benchmarks/export.py --flat [--images 1250000] [--rounds 1] [--formats coco] [--output KEPT] [--placed]
 
 The output is written for the purpose: what the bundled model finds in the bundled photos, under new names. With --flat
 it is one of ten million generated instances, compacted, and another of a tenth of them: memory must be nearly the same
-for both. The peer, which holds everything, reads the tenth only.
+for both; with --placed the images lie in ten UTM zones, and GeoJSON is in WGS 84. The peer, which holds everything,
+reads the tenth only.
 
 The peer for COCO reads the parts with pyarrow and writes them with `json.dump`, as a user's own script would; both
 answers are compared. The last line is one JSON object: instances per second of wall time, the median of interleaved
@@ -115,6 +116,7 @@ def main() -> None:
     parser.add_argument("--images", type=int)
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--formats")
+    parser.add_argument("--placed", action="store_true", help="with --flat: images say where they lie")
     parser.add_argument("--flat", action="store_true", help="ten million instances, and a tenth of them")
     parser.add_argument("--output", type=Path, help="with --flat: a compacted output of benchmarks/query.py --folder")
     parser.add_argument("--peer", nargs=2, type=Path, help=argparse.SUPPRESS)
@@ -126,7 +128,7 @@ def main() -> None:
         folder = Path(name)
         if options.flat:
             formats = (options.formats or "coco").split(",")
-            result = measure_flat(folder, options.images or 1_250_000, options.rounds or 1, formats, options.output)
+            result = measure_flat(folder, options, formats)
         else:
             formats = (options.formats or "coco,geojson,yolo").split(",")
             output = write_output(folder, options.images or 20_000)
@@ -173,16 +175,17 @@ def measure(output: Path, folder: Path, rounds: int, formats: list[str]) -> dict
     return result | {"ratios": {"coco_per_s": round(ratio, 2)}, "rounds": taken}
 
 
-def measure_flat(folder: Path, images: int, rounds: int, formats: list[str], output: Path | None) -> dict[str, object]:
+def measure_flat(folder: Path, options: argparse.Namespace, formats: list[str]) -> dict[str, object]:
     """Measure every format on all instances and on a tenth of them, and the peer on the tenth."""
-    outputs = {"whole": output or folder / "whole", "tenth": folder / "tenth"}
+    images = options.images or 1_250_000
+    outputs = {"whole": options.output or folder / "whole", "tenth": folder / "tenth"}
     for name, count in (("whole", images), ("tenth", images // 10)):
         if not outputs[name].is_dir():
-            large_output.write_run(outputs[name], count, -(-count // SHARD_IMAGES))
+            large_output.write_run(outputs[name], count, -(-count // SHARD_IMAGES), is_placed=options.placed)
             large_output.compact(outputs[name])
     counts = {name: count_instances(each) for name, each in outputs.items()}
     taken: list[dict[str, float]] = []
-    for _ in range(rounds):
+    for _ in range(options.rounds or 1):
         each: dict[str, float] = {}
         for name, source in outputs.items():
             for chosen in formats:

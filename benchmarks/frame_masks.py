@@ -70,7 +70,7 @@ def encode_ours(masks: Tensor, photo: Size) -> list[Rle]:
 def draw_and_encode(masks: Tensor, photo: Size) -> list[Rle]:
     """Draw all masks at the photo's size, and encode them."""
     if masks.dtype != torch.bool:
-        masks = F.interpolate(masks[None], size=photo, mode="bilinear", align_corners=False)[0] >= 0
+        masks = F.interpolate(masks[None], size=photo, mode="bilinear", align_corners=False)[0] > 0
     return [coco.encode(np.asfortranarray(each.astype(np.uint8))) for each in masks.numpy()]
 
 

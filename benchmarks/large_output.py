@@ -25,8 +25,8 @@ SHAPES = 20_000
 TARGET_BYTES = 256 << 20
 
 
-def write_run(output: Path, images: int, parts: int) -> None:
-    """Write a complete run as workers would."""
+def write_run(output: Path, images: int, parts: int, *, is_placed: bool = False) -> None:
+    """Write a complete run as workers would; `is_placed`: the images say where they lie, in one of ten UTM zones."""
     per_part = -(-images // parts)
     parts = -(-images // per_part)
     rng = np.random.default_rng(0)
@@ -36,7 +36,7 @@ def write_run(output: Path, images: int, parts: int) -> None:
         numbers = np.arange(shard * per_part, min(images, (shard + 1) * per_part))
         payload = encode_table(instance_rows(numbers, shapes, rng), RUN)
         storage.write(instances_part(str(output), RUN, shard), payload)
-        storage.write(images_part(str(output), RUN, shard), encode_table(image_rows(numbers, shard), RUN))
+        storage.write(images_part(str(output), RUN, shard), encode_table(images_of(numbers, shard, is_placed), RUN))
     manifest = Manifest(images, parts, per_part, parts, 0, 0).to_dict()
     spec = {"input": {"uri": INPUT}}
     write_record(storage, str(output), RunRecord(RUN, "2026-01-01T00:00:00+00:00", spec, {}, {}, {}, manifest))
@@ -85,6 +85,19 @@ def ids_of(numbers: np.ndarray) -> np.ndarray:
     return (mixed ^ (mixed >> np.uint64(31))).view(np.int64)
 
 
+def images_of(numbers: np.ndarray, shard: int, is_placed: bool) -> pa.Table:
+    """Generate rows of `images`, with their places or without."""
+    rows = image_rows(numbers, shard)
+    if not is_placed:
+        return rows
+    systems = [f"EPSG:{32631 + number % 10}" for number in numbers]
+    transforms = [[0.5, 0.0, 400_000.0 + number % 1000 * 10, 0.0, -0.5, 5e6 - number // 1000] for number in numbers]
+    for name, values in (("crs", systems), ("transform", transforms)):
+        at = rows.schema.get_field_index(name)
+        rows = rows.set_column(at, rows.schema.field(at), pa.array(values, rows.schema.field(at).type))
+    return rows
+
+
 def image_rows(numbers: np.ndarray, shard: int) -> pa.Table:
     """Generate rows of `images`."""
     rows = len(numbers)
@@ -102,6 +115,8 @@ def image_rows(numbers: np.ndarray, shard: int) -> pa.Table:
         "instances": np.full(rows, INSTANCES_PER_IMAGE, np.int32),
         "model": ["htc_r50_fpn"] * rows,
         "changed": [False] * rows,
+        "crs": pa.nulls(rows, pa.string()),
+        "transform": pa.nulls(rows, pa.list_(pa.float64())),
     }
     return pa.table(columns, schema=IMAGES_SCHEMA)
 

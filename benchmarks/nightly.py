@@ -90,6 +90,8 @@ def write_run(folder: Path, number: int, keys: "range | np.ndarray", spec: JobSp
             "instances": [1] * count,
             "model": ["m"] * count,
             "changed": [False] * count,
+            "crs": pa.nulls(count, pa.string()),
+            "transform": pa.nulls(count, pa.list_(pa.float64())),
         }
         found = {
             "image_id": columns["image_id"],

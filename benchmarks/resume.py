@@ -70,6 +70,8 @@ def encode_images(failed: int) -> bytes:
         "instances": [INSTANCES] * ok + [0] * failed,
         "model": ["htc_lite0_fpn"] * SHARD_IMAGES,
         "changed": [False] * SHARD_IMAGES,
+        "crs": pa.nulls(SHARD_IMAGES, pa.string()),
+        "transform": pa.nulls(SHARD_IMAGES, pa.list_(pa.float64())),
     }
     return encode_table(pa.table(columns, schema=IMAGES_SCHEMA), RUN)
 

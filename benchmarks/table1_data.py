@@ -14,7 +14,7 @@ CLASSES = ("person", "vehicle", "animal", "kitchen", "food", "furniture")
 PERSON = "person"
 # Where all of the classes are annotated; the other folder's photos are scored for persons only.
 COMPLETE_FOLDER = "coco_mini"
-_FOLDERS = ("coco_person1", COMPLETE_FOLDER)
+DATA_FOLDERS = ("coco_person1", COMPLETE_FOLDER)
 # Determines the images of a smaller training set, the same for all cells.
 _SUBSET_SEED = 1901
 
@@ -53,7 +53,7 @@ def merge_documents(data: Path, file_name: str, *, is_grouped: bool = True) -> D
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     own_categories: dict[int, Mapping[str, Any]] = {}
-    for folder in _FOLDERS:
+    for folder in DATA_FOLDERS:
         document = json.loads((data / folder / file_name).read_text(encoding="utf-8"))
         own_categories |= {category["id"]: category for category in document["categories"]}
         numbers = {}

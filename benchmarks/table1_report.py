@@ -164,16 +164,22 @@ def _describe_settings(results: Results) -> str:
     return "\n".join(sentences)
 
 
-def put_into_page(text: str, page: Path) -> None:
-    """Replace what stands between a page's two marks.
+def check_page(page: Path) -> str:
+    """Read a page that has a place for the table.
 
     Raises:
-        ValueError: the page lacks them.
+        OSError: there is none. ValueError: the page lacks the two marks.
     """
-    old = page.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
     begin, end = _MARKS
-    if old.count(begin) != 1 or old.count(end) != 1 or old.index(begin) > old.index(end):
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
         raise ValueError(f"{page} has no place for the table: put the lines {begin} and {end} into it, once each")
-    head, _, rest = old.partition(begin)
+    return text
+
+
+def put_into_page(text: str, page: Path) -> None:
+    """Replace what stands between a page's two marks; raises as `check_page`."""
+    begin, end = _MARKS
+    head, _, rest = check_page(page).partition(begin)
     tail = rest.partition(end)[2]
     page.write_text(f"{head}{begin}\n\n{text.strip()}\n\n{end}{tail}", encoding="utf-8")

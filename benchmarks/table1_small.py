@@ -35,8 +35,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from table1_data import CLASSES, merge_documents, write_documents  # noqa: E402
-from table1_report import MAIN_SYSTEMS, SWITCHES_ALONE, describe_cells, put_into_page  # noqa: E402
+from table1_data import CLASSES, DATA_FOLDERS, merge_documents, write_documents  # noqa: E402
+from table1_report import MAIN_SYSTEMS, SWITCHES_ALONE, check_page, describe_cells, put_into_page  # noqa: E402
 from table1_scores import match_cell, save_matches, score_cell  # noqa: E402
 from table1_stuff import count_labels, write_stuff_maps  # noqa: E402
 
@@ -113,7 +113,8 @@ def prepare(arguments: argparse.Namespace, output: Path) -> Prepared:
     train, heldout = write_documents(data, output, limit=arguments.pictures)
     full = merge_documents(data, "instances_train.json", is_grouped=False)
     write_stuff_maps(full, data, output / "stuff")
-    hashes = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in (train, heldout)}
+    initial = [path for path in [Path(arguments.initial)] if path.is_file()]
+    hashes = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in (train, heldout, *initial)}
     prepared = Prepared(train, heldout, output / "stuff", count_labels(full), None, hashes)
     if not arguments.start_epochs:
         return prepared
@@ -277,7 +278,7 @@ def write_table(results: Sequence[dict[str, Any]], output: Path, *, draws: int =
 
 
 def read_arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
+    """Read the command line, and stop with a sentence if what it names is not there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output")
     parser.add_argument("--data", required=True, help="the folder of coco_person1/ and coco_mini/")
@@ -300,7 +301,18 @@ def read_arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--report", action="store_true", help="train nothing; write the table of the finished cells")
     parser.add_argument("--draws", type=int, default=1000, help="of held-out photos, for the report's intervals")
     parser.add_argument("--page", type=Path, help="with --report: a Markdown page that the table is put into")
-    return parser.parse_args(given)
+    arguments = parser.parse_args(given)
+    wanted = Path(arguments.data) / DATA_FOLDERS[0] / "instances_train.json"
+    if not wanted.is_file():
+        parser.error(f"{wanted} does not exist; --data is the folder of {' and '.join(DATA_FOLDERS)}")
+    if arguments.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error("this machine has no GPU that torch can use; leave --device out")
+    if arguments.page is not None:
+        try:
+            check_page(arguments.page)
+        except (OSError, ValueError) as error:
+            parser.error(str(error))
+    return arguments
 
 
 def main(given: Sequence[str] | None = None) -> int:

@@ -26,7 +26,7 @@ from htc_model.network.efficientnet import EfficientNetLite0
 from htc_model.preprocess import build_batch
 from htc_model.training.annotation_parsing import to_rle
 from htc_model.training.pretrained import load_imagenet_lite0
-from htc_model.training.semantic_targets import IGNORED_PIXEL, rasterise_semantic
+from htc_model.training.semantic_targets import rasterise_semantic
 
 REGIONS = 16
 # Cells that each photo gives to the clustering, and the clustering's random start.
@@ -140,12 +140,3 @@ def _nearest(cells: NDArray[np.float16], centres: NDArray[np.float32], size: tup
     flat = torch.from_numpy(cells.astype(np.float32)).flatten(1).T
     distances: Tensor = torch.cdist(flat, torch.from_numpy(centres)).T.reshape(1, len(centres), *cells.shape[1:])
     return F.interpolate(distances, size=size, mode="bilinear").argmin(dim=1)[0].to(torch.uint8).numpy()
-
-
-def read_map_counts(folder: Path, labels: int) -> list[int]:
-    """Count the pixels of each label over all maps of a folder."""
-    counts = np.zeros(IGNORED_PIXEL + 1, np.int64)
-    for path in sorted(folder.rglob("*.png")):
-        with Image.open(path) as file:
-            counts += np.bincount(np.asarray(file).ravel(), minlength=IGNORED_PIXEL + 1)
-    return [int(count) for count in counts[:labels]]

@@ -4,9 +4,10 @@
 
 The file is written for the purpose: side x side pixels of waves and noise in tiles of 512 x 512, deflate. "ours" reads
 it through `open_windows`, as a run with tiles does: byte ranges by our storage, one version, upright RGB. The peer is
-`rasterio.open(...).read(window=...)`, GDAL on the local file. Both read every window once, left to right, and add up
-its pixels; the sums must agree. The last line is one JSON object: decoded megabytes per second of wall time, the median
-of interleaved rounds, the ratio of both, and the largest memory of the process of each.
+`rasterio.open(...).read(window=...)`, GDAL on the local file, with the bands put together to pixels. Both read every
+window once, left to right, and add up its pixels; the sums must agree. The last line is one JSON object: decoded
+megabytes per second of wall time, the median of interleaved rounds, the ratio of both, and the largest memory of the
+process of each.
 """
 
 import argparse
@@ -66,6 +67,11 @@ def read_ours(path: Path, window: int) -> int:
     return total
 
 
+def interleaved(bands: np.ndarray) -> np.ndarray:
+    """Return [H, W, bands] of [bands, H, W], as every model and picture needs it."""
+    return np.ascontiguousarray(np.moveaxis(bands, 0, -1))
+
+
 def read_rasterio(path: Path, window: int) -> int:
     """Read all windows by rasterio alone."""
     import rasterio
@@ -73,7 +79,7 @@ def read_rasterio(path: Path, window: int) -> int:
 
     with rasterio.open(path) as image:
         return sum(
-            int(image.read(window=Window(left, top, width, height)).sum(dtype=np.int64))
+            int(interleaved(image.read(window=Window(left, top, width, height))).sum(dtype=np.int64))
             for top, left, height, width in places(image.height, window)
         )
 

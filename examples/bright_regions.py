@@ -2,8 +2,7 @@
 
 import torch
 
-from htc_model.structures import FrameDetections, ImageBatch
-from pipeline.models import PixelFormat
+from htc_batch import FrameDetections, ImageBatch, PixelFormat
 
 
 class BrightRegions:

@@ -21,24 +21,32 @@ if TYPE_CHECKING:
     from htc_batch.label_map import LabelMap
     from htc_batch.masks import Masks
     from htc_batch.results import Results
+    from htc_model.structures import FrameDetections, ImageBatch, RawDetections
     from pipeline.datasets.check import check_dataset
     from pipeline.datasets.layout import find_splits
     from pipeline.errors import HtcError
     from pipeline.job_spec.job import JobSpec, load_spec
+    from pipeline.models import InstanceModel, PixelFormat, check_model
     from pipeline.output.views import connect
     from pipeline.runs.summary import RunSummary
     from pipeline.training.run import train
     from pipeline.training.spec import load_training_spec
 
 __all__ = [
+    "FrameDetections",
     "HtcError",
+    "ImageBatch",
     "ImageDataset",
+    "InstanceModel",
     "JobSpec",
     "LabelMap",
     "Masks",
+    "PixelFormat",
+    "RawDetections",
     "Results",
     "RunSummary",
     "check_dataset",
+    "check_model",
     "connect",
     "diff",
     "evaluate",
@@ -62,6 +70,8 @@ __getattr__ = attach(
         "pipeline.datasets": ["check_dataset", "find_splits"],
         "pipeline.errors": ["HtcError"],
         "pipeline.job_spec": ["JobSpec", "load_spec"],
+        "htc_model.structures": ["FrameDetections", "ImageBatch", "RawDetections"],
+        "pipeline.models": ["InstanceModel", "PixelFormat", "check_model"],
         "pipeline.output": ["connect"],
         "pipeline.runs": ["RunSummary"],
         "pipeline.training": ["load_training_spec", "train"],

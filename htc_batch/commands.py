@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # The flags of `htc run` that people type most, with the keys of the spec that they set.
 _KEYS = {
     "model": "model.preset",
+    "model_options": "model.options",
     "weights": "model.weights",
     "ensemble": "ensemble",
     "augment": "model.augment",
@@ -55,10 +56,10 @@ def run(
         fresh: begin a new run even if there is one to resume.
         incremental: only what is new or changed since the earlier runs (docs/nightly.md).
         overrides: keys of the spec with a dot, such as {"retry.max_attempts": 2}; of an input and an output only.
-        options: model, weights, ensemble (a list of members, or the section of a spec), augment, score_threshold,
-            max_detections, precision, semantic, panoptic, workers, batch_size, shard_images, limit and storage, of an
-            input and an output only, as the flags of `htc run`; and what `pipeline.driver.run` takes beside the spec,
-            such as load_model, a function that returns your own model.
+        options: model, model_options, weights, ensemble (a list of members, or the section of a spec), augment,
+            score_threshold, max_detections, precision, semantic, panoptic, workers, batch_size, shard_images, limit
+            and storage, of an input and an output only, as the flags of `htc run`; and what `pipeline.driver.run`
+            takes beside the spec, such as load_model, a function that returns your own model.
 
     Returns:
         The summary, which is also in the run's summary.json; its `exit_code` is 0 when every image has its row and

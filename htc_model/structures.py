@@ -106,7 +106,7 @@ class FrameDetections:
     labels: [N] int64 in [0, C).
     masks: [N, h, w], bool, or floats (logits or probabilities); h x w pixels of any number are stretched over the
         original image, and hold no padding.
-    is_logits: whether float masks are logits, which are foreground from 0 on; probabilities are from 0.5 on.
+    is_logits: whether float masks are logits, which are foreground above 0; probabilities are above 0.5.
     original_size: (height, width) of the decoded image.
     """
 

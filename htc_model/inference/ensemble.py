@@ -140,6 +140,9 @@ class EnsembleModel:
         suppression: the kind of soft-NMS.
         names: of the members, for messages; by default their configurations' names.
 
+    Attributes:
+        computes_on: the kind of device where members in other processes compute; "" for the images' device.
+
     Raises:
         ModelConfigError: see `class_maps.join_classes`; a member is no network of this family, or a class has no member
             with masks while other classes have.
@@ -164,6 +167,7 @@ class EnsembleModel:
             raise ModelConfigError(
                 f"An ensemble of {len(self.members)} members needs as many votes, each more than 0, not {self.votes}."
             )
+        self.computes_on = ""
         self.fusion = fusion
         if fusion == "wbf":
             check_wbf()

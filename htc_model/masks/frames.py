@@ -35,7 +35,7 @@ def encode_frames(found: FrameDetections, *, chunk_pixels: int = CHUNK_PIXELS) -
     """Encode one image's masks, and move everything to the CPU.
 
     Masks of another size than the image's are sampled bilinearly (`align_corners=False`), bitmaps as zeros and ones;
-    foreground are logits from 0 on, and probabilities from 0.5 on.
+    foreground are logits above 0, and probabilities above 0.5, as in these models' own post-processing.
 
     Args:
         found: on any device; `masks` of any float dtype, computed with as float32, or bool.
@@ -80,7 +80,7 @@ def encode_frames(found: FrameDetections, *, chunk_pixels: int = CHUNK_PIXELS) -
 def encode_maps(
     maps: Tensor, size: tuple[int, int], *, threshold: float, chunk_pixels: int = CHUNK_PIXELS
 ) -> tuple[list[Rle], Tensor]:
-    """Encode maps stretched over an image, where they are at or above a threshold.
+    """Encode maps stretched over an image, where they are above a threshold.
 
     Args:
         maps: [N, h, w] of any float dtype, or bool; bool of the image's own size is taken as it is, of another size as
@@ -158,7 +158,7 @@ class _ColumnTable:
         self._rows = _Taps.between(self._height, old_height, device)
         self._is_drawn = (old_height, old_width) == size
         self.cells_per_column = self._height if self._is_drawn else old_height
-        # Pixel rows between the same two map rows are one stretch: a straight line.
+        # Pixel rows between the same two map rows are one span: a straight line.
         low = self._rows.low.cpu().numpy()
         first_row = np.concatenate([[0], np.flatnonzero(np.diff(low)) + 1])
         edge_row = np.append(first_row, self._height)
@@ -202,7 +202,7 @@ class _ColumnTable:
     def _drawn_borders(self, owner: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Find where columns [K] of maps of the image's own size change: the columns' places and the rows."""
         values = self._maps.transpose(1, 2)[owner, x]
-        is_set = values if values.dtype == torch.bool else values.float() >= self._threshold
+        is_set = values if values.dtype == torch.bool else values.float() > self._threshold
         changes = is_set.new_zeros(len(is_set), self._height + 1)
         changes[:, 0] = is_set[:, 0]
         torch.logical_xor(is_set[:, 1:], is_set[:, :-1], out=changes[:, 1:-1])
@@ -215,20 +215,20 @@ class _ColumnTable:
         profile = self._sample(owner, x)
         upper = profile if len(self._top) == profile.shape[1] else profile.index_select(1, self._top)
         step = profile.index_select(1, self._bottom).sub_(upper)
-        is_first_set = (step * self._first_weight).add_(upper) >= self._threshold
-        is_last_set = (step * self._last_weight).add_(upper) >= self._threshold
-        stretches = len(self._top)
-        # Even places: between two stretches, before the first and behind the last; odd ones: within a stretch.
-        changes = is_first_set.new_zeros(len(profile), 2 * stretches + 1)
+        is_first_set = (step * self._first_weight).add_(upper) > self._threshold
+        is_last_set = (step * self._last_weight).add_(upper) > self._threshold
+        spans = len(self._top)
+        # Even places: between two spans, before the first and behind the last; odd ones: within a span.
+        changes = is_first_set.new_zeros(len(profile), 2 * spans + 1)
         changes[:, 0] = is_first_set[:, 0]
         changes[:, 2:-1:2] = is_first_set[:, 1:] ^ is_last_set[:, :-1]
         changes[:, 1::2] = is_first_set ^ is_last_set
         changes[:, -1] = is_last_set[:, -1]
         slot, place = changes.nonzero(as_tuple=True)
-        stretch = place // 2
-        row = self._edge_row[stretch]
+        span = place // 2
+        row = self._edge_row[span]
         within = (place % 2 == 1).nonzero()[:, 0]
-        inner = slot[within], stretch[within]
+        inner = slot[within], span[within]
         row[within] = self._bisect(inner[1], upper[inner], step[inner], is_last_set[inner])
         return slot, row
 
@@ -239,12 +239,12 @@ class _ColumnTable:
         right = by_column[owner, self._columns.high[x]].float()
         return right.sub_(left).mul_(self._columns.weight[x][:, None]).add_(left)
 
-    def _bisect(self, stretch: Tensor, upper: Tensor, step: Tensor, is_last_set: Tensor) -> Tensor:
-        """Find the first row of each stretch that is in the state of the last row, where the first one is not."""
-        before, row = self._first_row[stretch], self._last_row[stretch]
+    def _bisect(self, span: Tensor, upper: Tensor, step: Tensor, is_last_set: Tensor) -> Tensor:
+        """Find the first row of each span that is in the state of the last row, where the first one is not."""
+        before, row = self._first_row[span], self._last_row[span]
         for _ in range(max(0, self._longest - 2).bit_length()):
             middle = (before + row) // 2
-            is_set = step * self._rows.weight[middle] + upper >= self._threshold
+            is_set = step * self._rows.weight[middle] + upper > self._threshold
             # Where the two are neighbours already, the middle is the first of them, which keeps both.
             has_changed = is_set == is_last_set
             row = torch.where(has_changed, middle, row)

@@ -33,7 +33,13 @@ def check_model(
     ],
     weights: Annotated[
         str,
-        typer.Option("--weights", metavar="URI", help="default (its own), untrained, or a file.", show_default=False),
+        typer.Option(
+            "--weights",
+            metavar="URI",
+            help="demo (bundled), coco (published), untrained, or a .pth or .safetensors file. Of a model that is none "
+            "of the presets: default (its own), untrained, or a file. [default: its own]",
+            show_default=False,
+        ),
     ] = "default",
     model_option: Annotated[
         list[str] | None,
@@ -44,10 +50,10 @@ def check_model(
             show_default=False,
         ),
     ] = None,
-    image: Annotated[
+    photo: Annotated[
         Path | None,
         typer.Option(
-            "--image",
+            "--photo",
             metavar="FILE",
             help="A photo in which it finds something. [default: images that are computed]",
             show_default=False,
@@ -63,4 +69,4 @@ def check_model(
     from jobs.running.models import report_check
 
     options = dict(model_options_of(model_option or ()))
-    raise typer.Exit(report_check(model, weights, options, image, is_json=as_json))
+    raise typer.Exit(report_check(model, weights, options, photo, is_json=as_json))

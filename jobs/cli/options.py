@@ -74,9 +74,9 @@ class JobFlags:
         str | None,
         typer.Option(
             "--model",
-            metavar="MODEL",
-            help="Network preset, or a model of any family: package.module:function, torchvision:NAME, "
-            "transformers:NAME; see `htc model list`. [default: the weights' own]",
+            metavar="PRESET",
+            help="Network preset. Or a model of any family: torchvision:NAME, transformers:NAME, or its factory, "
+            "package.module:function; see `htc model list`. [default: the weights' own]",
         ),
         SpecKey("model.preset"),
     ] = None
@@ -94,8 +94,8 @@ class JobFlags:
         typer.Option(
             "--weights",
             metavar="URI",
-            help="demo (bundled), coco (published), untrained, or a .pth or .safetensors file; of other models default "
-            "(their own), untrained, or a file. [default: demo, coco with --model PRESET, else default]",
+            help="demo (bundled), coco (published), untrained, or a .pth or .safetensors file. Of a model that is none "
+            "of the presets: default (its own), untrained, or a file. [default: demo, or coco with --model]",
         ),
         SpecKey("model.weights"),
     ] = None

@@ -1,5 +1,6 @@
 """What a job uploads to a cluster: its spec as a file, and this program if the cluster may lack it."""
 
+import importlib.util
 import shlex
 import shutil
 import tempfile
@@ -13,6 +14,7 @@ import yaml
 
 from pipeline.errors import SpecError, WeightsUnavailableError
 from pipeline.job_spec.job import JobSpec, ModelSection
+from pipeline.job_spec.model_reference import FACTORY_WEIGHTS_WORDS, adapter_of, registered_factories
 from pipeline.job_spec.parsing import WEIGHTS_WORDS
 from pipeline.storage.uris import is_local, local_path
 
@@ -90,6 +92,7 @@ def runtime_env_for(
         working.mkdir()
         if not is_shared:
             spec = _add_weights(spec, working, max_weights_bytes)
+            _add_factory(spec, working, max_weights_bytes)
         (working / SPEC_FILE).write_text(spec_text(spec), encoding="utf-8")
         environment: dict[str, Any] = {
             "working_dir": str(working),
@@ -108,31 +111,63 @@ def runtime_env_for(
 
 def _add_weights(spec: JobSpec, working: Path, max_bytes: int) -> JobSpec:
     """Copy the weights file of a spec into the job's folder, which every node unpacks at the same path."""
-    members = [_add_file(member, working, number, max_bytes) for number, member in enumerate(spec.model.members)]
+    members = [_add_files(member, working, number, max_bytes) for number, member in enumerate(spec.model.members)]
     return spec.model_copy(update={"model": spec.model.with_members(members)})
 
 
-def _add_file(section: ModelSection, working: Path, number: int, max_bytes: int) -> ModelSection:
+def _add_files(section: ModelSection, working: Path, number: int, max_bytes: int) -> ModelSection:
     named = section.weights
-    if named in WEIGHTS_WORDS or not is_local(named):
+    if named in (*WEIGHTS_WORDS, *FACTORY_WEIGHTS_WORDS) or not is_local(named):
         return section
     path = Path(local_path(named))
-    if not path.is_file():
+    is_folder = section.factory is not None and path.is_dir()
+    if not path.is_file() and not is_folder:
         raise WeightsUnavailableError(f"There is no weights file {path}.")
     # Of all members together, as they are uploaded together.
-    folder = working / WEIGHTS_FOLDER
-    present = sum(each.stat().st_size for each in folder.rglob("*") if each.is_file()) if folder.is_dir() else 0
-    if present + path.stat().st_size > max_bytes:
+    _check_size(path, max_bytes, present=_bytes_of(working / WEIGHTS_FOLDER))
+    # Files of several members may have one name, which the tables show.
+    place = f"{WEIGHTS_FOLDER}/{number}" if number else WEIGHTS_FOLDER
+    (working / place).mkdir(parents=True)
+    _copy(path, working / place)
+    return section.model_copy(update={"weights": f"{place}/{path.name}"})
+
+
+def _add_factory(spec: JobSpec, working: Path, max_bytes: int) -> None:
+    """Copy the module of a factory that lies in the current folder into the job's folder, where it is found as here."""
+    factory = spec.model.factory
+    if factory is None or adapter_of(factory) is not None or factory in registered_factories():
+        return
+    name = factory.partition(":")[0].partition(".")[0]
+    found = importlib.util.find_spec(name) if name.isidentifier() else None
+    if found is not None and found.origin is not None and not Path(found.origin).is_relative_to(Path.cwd()):
+        # Installed; the nodes' installation is checked there, before the run.
+        return
+    for path in (Path.cwd() / f"{name}.py", Path.cwd() / name):
+        if path.exists():
+            _check_size(path, max_bytes)
+            _copy(path, working)
+
+
+def _bytes_of(path: Path) -> int:
+    """Return the size of a file, or of all files in a folder; 0 where there is none."""
+    files = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
+    return sum(each.stat().st_size for each in files)
+
+
+def _check_size(path: Path, max_bytes: int, *, present: int = 0) -> None:
+    if present + _bytes_of(path) > max_bytes:
         raise SpecError(
             f"{path} is larger than the {max_bytes // 2**20} MiB that a job can upload"
             f"{', with the weights before it' if present else ''}; put it into storage that the cluster reaches "
             "(s3://...) and name that, or add --shared-paths if all nodes have this path."
         )
-    # Files of several members may have one name, which the tables show.
-    place = f"{WEIGHTS_FOLDER}/{number}" if number else WEIGHTS_FOLDER
-    (working / place).mkdir(parents=True)
-    shutil.copy(path, working / place / path.name)
-    return section.model_copy(update={"weights": f"{place}/{path.name}"})
+
+
+def _copy(path: Path, folder: Path) -> None:
+    if path.is_file():
+        shutil.copy(path, folder / path.name)
+    else:
+        shutil.copytree(path, folder / path.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", ".*"))
 
 
 def requirements() -> list[str]:

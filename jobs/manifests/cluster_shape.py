@@ -216,7 +216,7 @@ def fit_spec(spec: JobSpec, shape: ClusterShape) -> JobSpec:
 def _check_reachable(spec: JobSpec, volumes: tuple[Volume, ...]) -> None:
     places = {"input.uri": spec.input.uri, "output.uri": spec.output.uri}
     for number, member in enumerate(spec.model.members):
-        if member.weights not in ("demo", "coco", "untrained"):
+        if member.weights not in ("demo", "coco", "untrained", "default"):
             key = "model.weights" if spec.model.ensemble is None else f"model.ensemble.members.{number}.weights"
             places[key] = member.weights
     for key, uri in places.items():

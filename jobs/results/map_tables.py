@@ -52,8 +52,8 @@ def check_table(results: "Results", run: str, table: MapTable) -> None:
     """
     if not has_table(results, run, table):
         raise InputError(
-            f"Run {run} has no {table} table, because it was not asked for one; run again with --{table}, or name a "
-            "run that has one with --run."
+            f"Run {run} has no {table} table, because it was not asked for one; run again with --{table} --fresh, or "
+            "name a run that has one with --run."
         )
 
 

@@ -12,7 +12,7 @@ from pipeline.job_spec.job import JobSpec
 from pipeline.machine_limits import usable_memory
 from pipeline.messages import ImageFailure
 from pipeline.models.factory import search_path
-from pipeline.models.identity import fingerprint_of, is_here
+from pipeline.models.identity import fingerprint_before_fetching, fingerprint_of, is_here
 from pipeline.output.run_record import RunRecord, list_records, load_record
 from pipeline.planning.worker_plan import WorkerPlan, local_cpus, plan_workers
 from pipeline.storage.storage import Storage
@@ -74,8 +74,8 @@ def known_fingerprint(spec: JobSpec, storage: Storage, run: str | None) -> Mappi
     if section.ensemble is not None:
         # What the members' files hold is part of one hash, which only the run knows.
         return {**recorded} if recorded.get("preset") == section.preset else {"preset": section.preset}
-    untrained = with_tiles(fingerprint_of(section.model_copy(update={"weights": "untrained"})), spec.tiles)
-    return {**untrained.to_dict(), "weights_sha256": recorded.get("weights_sha256"), "trained": True}
+    before = with_tiles(fingerprint_before_fetching(section), spec.tiles).to_dict()
+    return {**before, "weights_sha256": recorded.get("weights_sha256")}
 
 
 def plan_local_workers(spec: JobSpec, shards: int, gpus: int) -> tuple[WorkerPlan, str]:

@@ -78,7 +78,7 @@ class SpreadWorkers:
 
     def start(self, settings: WorkerSettings) -> Any:
         """Request a worker and room for its members; return its handle."""
-        from ray.util.placement_group import placement_group
+        from ray.util import placement_group
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         shares = self._shares
@@ -104,7 +104,7 @@ class SpreadWorkers:
 
     def ended(self, handle: Any) -> None:
         """Free the room of a worker that was killed; Ray kills what is left in it."""
-        from ray.util.placement_group import remove_placement_group
+        from ray.util import remove_placement_group
 
         group = self._groups.pop(handle, None)
         if group is not None:
@@ -137,7 +137,7 @@ class RayMembers:
             num_cpus=self.cpus, num_gpus=self.gpus, max_restarts=0, max_concurrency=1
         )
         hosts = [actor.remote(member, self.storage, cpus=self.cpus, gpus=self.gpus) for member in section.members]
-        names = [member.label for member in section.ensemble.members] if section.ensemble else []
+        names = section.ensemble.labels if section.ensemble else ()
         begun = [host.begin.remote() for host in hosts]
         shared = _SharedImages()
         loaded = []

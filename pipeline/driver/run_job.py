@@ -82,8 +82,8 @@ def run(
         run: the run's name; by default the newest run of the output is resumed, or a new one begins.
         fresh: begin a new run even if there is one to resume.
         progress: where to show the progress; by default a bar on a terminal, plain lines elsewhere.
-        load_model: loads the model in the workers instead of the spec's preset and weights; must survive
-            pickling.
+        load_model: loads the model in the workers instead of what the spec names: one with a `ModelConfig`, or one that
+            keeps to the protocol of `pipeline.models`; must survive pickling.
         open_pool: where the workers run, by default on Ray, which is started while the input is being listed.
         start_up: notes when the parts of the start are done; by default begins now.
         on_begin: called with the open run before work begins; not where every image has its row already.
@@ -237,15 +237,18 @@ def _identify_model(
 
 
 def _budget_memory(spec: JobSpec, storage: Storage, display: ProgressDisplay) -> ComputeSection:
-    """Check, where workers run on this machine's CPU, that the model fits; return how many workers do.
+    """Check, where workers run on this machine, that the model can be had and fits its CPU; return how many workers do.
 
     Elsewhere each worker checks its own device before it loads anything.
     """
     is_asked = spec.model.ensemble is not None or spec.model.augment is not None
     if not is_asked or os.environ.get("RAY_ADDRESS") or find_spec("torch") is None:
         return spec.compute
+    from htc_model.inference.fusion import check_wbf
     from pipeline.worker.memory_budget import check_memory, fit_workers, local_budget
 
+    if spec.model.ensemble is not None and spec.model.ensemble.fusion == "wbf":
+        check_wbf()
     configs = [resolve_config(member, resolve_weights(member, storage)) for member in spec.model.members]
     budget = local_budget(spec.model, spec.compute, configs)
     if budget is None:

@@ -132,6 +132,6 @@ def _described_crs(ranges: ByteRanges) -> str | None:
     try:
         with Raster(ranges) as raster:
             return raster.crs()
-    except (ImportError, ImageError) as error:
+    except (ImportError, ImageError, ValueError) as error:
         log.debug("the coordinate system is not known: %s", error)
         return None

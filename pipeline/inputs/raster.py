@@ -75,8 +75,8 @@ class Raster:
         # Rasterio keeps open files in variables of the context, which else would be that of the thread that opens.
         self._context = contextvars.copy_context()
         self._rasterio = rasterio
-        # Some of GDAL's errors are raised as they are, and have no public name.
-        self._errors = (rasterio.errors.RasterioError, rasterio.errors.CRSError, CPLE_BaseError)
+        # Some of GDAL's errors are raised as they are, without a public name; some quote bytes of the file.
+        self._errors = (rasterio.errors.RasterioError, rasterio.errors.CRSError, CPLE_BaseError, UnicodeDecodeError)
         _silence_rasterio()
         with self._reading():
             # A name of its own for each, as rasterio knows openers by their names.
@@ -121,7 +121,9 @@ class Raster:
         distinct = list(dict.fromkeys(bands))
         with self._reading():
             found = self._context.run(self._dataset.read, distinct, **self._options(place, len(distinct), shape))
-        return np.moveaxis(found[[distinct.index(band) for band in bands]], 0, -1)
+        if len(distinct) < len(bands):
+            found = found[[distinct.index(band) for band in bands]]
+        return np.moveaxis(found, 0, -1)
 
     def mask(self, bands: Sequence[int], place: Place, *, shape: tuple[int, int] | None = None) -> NDArray[np.bool_]:
         """Return which pixels hold data, by the no-data value, the alpha band or the mask in the file."""

@@ -4,9 +4,11 @@ GDAL finds, reads and decompresses the strips or tiles of a window. Depths, pale
 then treated by the functions of `pipeline.inputs.formats.tiff`, so that a window has the pixels of the whole image.
 """
 
+import contextlib
 import io
 import struct
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -44,7 +46,18 @@ _UNCOMPRESSED = 1
 # Read at once by the reader of the header, which asks for a few bytes at a time.
 _HEADER_BYTES = 64 * 2**10
 _ON_ITS_SIDE = (5, 6, 7, 8)
-_DAMAGE = (ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError, struct.error, zlib.error, OSError)
+_DAMAGE = (
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    EOFError,
+    OverflowError,
+    ZeroDivisionError,
+    struct.error,
+    zlib.error,
+    OSError,
+)
 
 
 class NotByWindowsError(Exception):
@@ -71,23 +84,20 @@ class TiffWindows:
             ImageError: `unreadable`, or `too_large`: one of its strips or tiles.
             StorageError: it cannot be read.
         """
-        found = _choose(ranges)
-        self._page, self._rule = found.page, rule
-        _check_page(found, ranges, rule, max_pixels, max_bytes)
-        self._needed = needed_samples(self._page, rule)
-        self._raster = Raster(ranges)
-        stored = (int(self._page.imagelength), int(self._page.imagewidth))
-        if (
-            self._raster.dtype not in _TYPES
-            or self._raster.size != stored
-            or self._raster.bands != int(self._page.samplesperpixel)
-        ):
+        with _damage_is_unreadable():
+            found = choose_page(io.BufferedReader(RangeFile(ranges), _HEADER_BYTES))
+            self._page, self._rule = found.page, rule
+            _check_page(found, ranges, rule, max_pixels, max_bytes)
+            self._needed = needed_samples(self._page, rule)
+            self._missing = missing_segments(self._page)
+            self._orientation = self._page.tags.valueof(274)
+            self._stored = (int(self._page.imagelength), int(self._page.imagewidth))
+            self._georeference = georeference_of(self._page, ranges)
+            self._raster = Raster(ranges)
+        kind = (self._raster.size, self._raster.bands)
+        if self._raster.dtype not in _TYPES or kind != (self._stored, int(self._page.samplesperpixel)):
             self._raster.close()
             raise NotByWindowsError
-        self._orientation = self._page.tags.valueof(274)
-        self._stored = stored
-        self._georeference = georeference_of(self._page, ranges)
-        self._missing = missing_segments(self._page)
         self._is_float = np.dtype(self._raster.dtype).kind == "f"
         self._has_mask = self._raster.has_mask or self._is_float or bool(self._missing.any())
 
@@ -180,9 +190,11 @@ class TiffWindows:
         return (left, top, width, height) if self._orientation in _ON_ITS_SIDE else (top, left, height, width)
 
 
-def _choose(ranges: ByteRanges) -> TiffPage:
+@contextlib.contextmanager
+def _damage_is_unreadable() -> Iterator[None]:
+    """Turn what libraries raise on a damaged header into an image's reason."""
     try:
-        return choose_page(io.BufferedReader(RangeFile(ranges), _HEADER_BYTES))
+        yield
     except _DAMAGE as error:
         raise ImageError("unreadable", message_of(f"damaged TIFF: {error}", max_chars=200)) from error
 
@@ -198,16 +210,14 @@ def _check_page(found: TiffPage, ranges: ByteRanges, rule: BandRule, max_pixels:
         check_bands(rule.bands, int(page.samplesperpixel))
     down, across = segment_size(page)
     down = min(down, int(page.imagelength))
-    # GDAL reads an uncompressed strip line by line.
-    if across * down > max_pixels and int(page.compression or 1) != _UNCOMPRESSED:
+    # GDAL reads an image of one uncompressed strip line by line.
+    is_by_lines = int(page.compression or 1) == _UNCOMPRESSED and not page.is_tiled and down == int(page.imagelength)
+    if across * down > max_pixels and not is_by_lines:
         raise ImageError(
             "too_large",
             f"its strips or tiles are {across} x {down} pixels, more than images.max_pixels = {max_pixels}, and "
             "are decompressed as a whole; rewrite it with `gdal_translate -co TILED=YES`",
         )
-    try:
-        if not found.is_for_pillow:
-            check_layout(page, rule)
-        check_segments(page, ranges.size, max(across * down, max_pixels), is_sparse_allowed=True)
-    except _DAMAGE as error:
-        raise ImageError("unreadable", message_of(f"damaged TIFF: {error}", max_chars=200)) from error
+    if not found.is_for_pillow:
+        check_layout(page, rule)
+    check_segments(page, ranges.size, max(across * down, max_pixels), is_sparse_allowed=True)

@@ -74,7 +74,7 @@ def open_windows(
     try:
         payload, read = fetch_image(ref, storage, max_bytes=max_bytes)
     except ImageError as error:
-        raise error if is_installed or suffix_of(ref.uri) not in _TIFF_SUFFIXES else _needs_package(error) from error
+        raise error if is_installed or not _is_named_tiff(ref) else _needs_package(error) from error
     if is_installed and (found := _open_tiff(PayloadRanges(payload), rule, max_pixels, max_bytes)) is not None:
         return found, replace(read, georeference=found.georeference)
     try:
@@ -100,6 +100,11 @@ def open_stored(
     return found, replace(read, georeference=found.georeference)
 
 
+def _is_named_tiff(ref: ImageRef) -> bool:
+    """Return whether an image's name is that of a TIFF."""
+    return suffix_of(ref.uri.partition("::")[0] if ref.container else ref.uri) in _TIFF_SUFFIXES
+
+
 def _open_tiff(ranges: ByteRanges, rule: BandRule, max_pixels: int, max_bytes: int | None) -> TiffWindows | None:
     """Open a TIFF by windows; None for another format, and for a TIFF that has to be decoded whole."""
     if not is_tiff(ranges.read_at(0, 4)):
@@ -116,8 +121,8 @@ def _find_stored(ref: ImageRef, storage: Storage) -> tuple[StoredRanges, ReadVer
     Of a remote file the name decides, as asking for its first bytes would cost every JPEG a request. A member of a tar
     that has changed since it was listed is left to `fetch_image`, which finds it anew.
     """
-    is_named = suffix_of(ref.uri.partition("::")[0] if ref.container else ref.uri) in _TIFF_SUFFIXES
-    if ref.problem is not None or ref.row is not None or not (is_named or is_local(ref.container or ref.uri)):
+    is_looked_for = _is_named_tiff(ref) or is_local(ref.container or ref.uri)
+    if ref.problem is not None or ref.row is not None or not is_looked_for:
         return None
     info = storage.stat(ref.container or ref.uri)
     if info.bytes is None:

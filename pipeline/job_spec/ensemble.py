@@ -16,8 +16,6 @@ from pipeline.storage.uris import base_name, without_query
 MOST_MEMBERS = 16
 ENSEMBLE = "ensemble"
 """What `model.weights` is where an ensemble is."""
-FUSIONS = ("nms", "soft_nms", "wbf")
-_NOT_ADAPTED = ("factory", "options")
 
 
 def settle_together(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,10 +46,10 @@ class MemberSection(Section):
     def _settle(cls, values: Any) -> Any:
         if not isinstance(values, Mapping):
             return values
-        if foreign := [key for key in _NOT_ADAPTED if key in values] or _is_foreign(values.get("preset")):
-            named = values.get("preset") if foreign is True else values.get("factory", "a factory")
+        own = values.get("factory") or (values["preset"] if _is_foreign(values.get("preset")) else None)
+        if own is not None:
             raise ValueError(
-                f"{named} cannot be a member of an ensemble: the heads of a model of your own cannot be run at given "
+                f"{own} cannot be a member of an ensemble: the heads of a model of your own cannot be run at given "
                 "boxes, as those of the presets' networks can; give it a run of its own"
             )
         if not {"preset", "weights"} & set(values):
@@ -67,6 +65,7 @@ class MemberSection(Section):
 
 
 def _is_foreign(preset: object) -> bool:
+    """Return whether a name is of another library's models, such as torchvision:maskrcnn_resnet50_fpn_v2."""
     return isinstance(preset, str) and ":" in preset
 
 
@@ -120,6 +119,14 @@ class EnsembleSection(Section):
         """The members' presets in one word, the value of `model.preset`."""
         return "+".join(member.preset for member in self.members)
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What messages call the members, each by another name."""
+        labels = [member.label for member in self.members]
+        return tuple(
+            label if labels.count(label) == 1 else f"{label} (members.{number})" for number, label in enumerate(labels)
+        )
+
     def identity(self) -> dict[str, object]:
         """Return, by dotted key, what must be the same when a run is resumed; the fingerprint holds the weights."""
         members = {
@@ -165,11 +172,17 @@ def gather_ensemble(tree: Any) -> Any:
 def settle_ensemble(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of a model's section that holds an ensemble: its preset and weights are the ensemble's.
 
+    An ensemble of one network is that network.
+
     Raises:
         ValueError: they name another network.
     """
     chosen = dict(values)
     section = chosen["ensemble"]
+    alone = _only_member(section)
+    if alone and not {"preset", "weights"} & set(chosen):
+        del chosen["ensemble"]
+        return settle_together(chosen | alone)
     named = section.preset if isinstance(section, EnsembleSection) else None
     if chosen.get("weights") == ENSEMBLE:
         # A spec that was written by this program.
@@ -178,3 +191,18 @@ def settle_ensemble(values: Mapping[str, Any]) -> dict[str, Any]:
         if key in chosen and chosen[key] not in (named, ENSEMBLE):
             raise ValueError(f"{key} ({flag}) names one network, and ensemble (--member) names several; keep one")
     return {**chosen, "weights": ENSEMBLE}
+
+
+def _only_member(section: object) -> dict[str, Any]:
+    """Return preset and weights of the one member of a section that is as it should be; else nothing."""
+    if not isinstance(section, Mapping) or section.get("fusion", "nms") not in ("nms", "wbf"):
+        return {}
+    members = section.get("members")
+    if not isinstance(members, list | tuple) or len(members) != 1:
+        return {}
+    member = read_member(members[0]) if isinstance(members[0], str) else members[0]
+    if not isinstance(member, Mapping) or not {"preset", "weights"} & set(member):
+        return {}
+    if _is_foreign(member.get("preset")) or set(member) - {"preset", "weights", "weight"}:
+        return {}
+    return {key: value for key, value in member.items() if key != "weight"}

@@ -23,7 +23,7 @@ from pipeline.job_spec.ensemble import (
     settle_ensemble,
     settle_together,
 )
-from pipeline.job_spec.map_tables import MapTable, check_has_maps, map_tables_of
+from pipeline.job_spec.map_tables import MapTable, Panoptic, check_has_maps, map_tables_of, plain_panoptic
 from pipeline.job_spec.model_reference import (
     absolute_reference,
     check_options,
@@ -108,7 +108,7 @@ class ModelSection(Section):
         It may stand beside `model` as `ensemble`, and a list in the place of `model` are its members.
     semantic: whether each image's semantic map is stored in the table `semantic`.
     panoptic: whether things and stuff are merged into segments, in the table `panoptic`; the semantic map is computed
-        for it, and stored only with `semantic`.
+        for it, and stored only with `semantic`. See `job_spec.map_tables` for what becomes a segment.
     """
 
     preset: str = Field(default="htc_r50_fpn", min_length=1, description="the name of a preset")
@@ -128,7 +128,9 @@ class ModelSection(Section):
         default=None, description="a section with the keys members, fusion, spread"
     )
     semantic: bool = Field(default=False, description="true or false")
-    panoptic: bool = Field(default=False, description="true or false")
+    panoptic: Panoptic = Field(
+        default=None, description="true, false, or a section with min_score, max_overlap, min_stuff_area"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -154,7 +156,7 @@ class ModelSection(Section):
             return self
         if self.suppression != "hard" and self.ensemble.fusion == "wbf":
             raise ValueError("suppression is for nms and soft_nms, and ensemble.fusion is wbf; keep one of them")
-        # Frozen: of this object, which nobody has seen yet.
+        # Sections are frozen; this one is not handed out yet.
         object.__setattr__(self, "preset", self.ensemble.preset)
         return self
 
@@ -218,12 +220,12 @@ class ModelSection(Section):
     @property
     def wants_semantic(self) -> bool:
         """Whether the semantic map of each image is computed."""
-        return self.semantic or self.panoptic
+        return self.semantic or self.panoptic is not None
 
     @property
     def map_tables(self) -> tuple[MapTable, ...]:
         """The tables that the run has beside `images` and `instances`."""
-        return map_tables_of({"semantic": self.semantic, "panoptic": self.panoptic})
+        return map_tables_of({"semantic": self.semantic, "panoptic": self.panoptic is not None})
 
 
 class ComputeSection(Section):
@@ -436,7 +438,8 @@ class JobSpec(Section):
 
     def _mapping(self) -> dict[str, object]:
         # Absent where there are none, as in runs of releases without these keys.
-        return {f"model.{table}": True for table in self.model.map_tables}
+        maps = {"model.semantic": self.model.semantic or None, "model.panoptic": plain_panoptic(self.model.panoptic)}
+        return {key: value for key, value in maps.items() if value is not None}
 
     def _decoding(self) -> dict[str, object]:
         # Absent where it is the default, as in runs of releases without this key.

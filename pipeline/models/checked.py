@@ -112,11 +112,10 @@ class CheckedModel:
 
     def _check_raw(self, found: RawDetections, size: tuple[int, int]) -> RawDetections:
         scores, labels, keep = self._check_common(found, size)
-        boxes = _boxes(found.boxes_xyxy, len(scores))
+        boxes = _boxes(found.boxes_xyxy, len(scores)).to(scores.device)
         masks = mask_boxes = None
         if found.mask_boxes_xyxy is not None:
-            mask_boxes = _boxes(found.mask_boxes_xyxy, len(scores))
-            mask_boxes = mask_boxes[keep.to(mask_boxes.device)]
+            mask_boxes = _boxes(found.mask_boxes_xyxy, len(scores)).to(scores.device)[keep]
         if found.mask_probs is not None:
             masks = _tensor(found.mask_probs, "mask_probs")
             if not len(scores):
@@ -126,11 +125,9 @@ class CheckedModel:
                     f"mask_probs of the shape {_shape(masks)} for {len(scores)} boxes: RawDetections have square masks "
                     "[N, M, M] over each box, and masks over the whole image belong into FrameDetections"
                 )
-            masks = masks.float()[keep.to(masks.device)]
+            masks = masks.float().to(scores.device)[keep]
             _check_range("masks", masks)
-        return RawDetections(
-            boxes[keep.to(boxes.device)], scores[keep], labels[keep], masks, size, mask_boxes_xyxy=mask_boxes
-        )
+        return RawDetections(boxes[keep], scores[keep], labels[keep], masks, size, mask_boxes_xyxy=mask_boxes)
 
     def _check_frames(self, found: FrameDetections, size: tuple[int, int]) -> FrameDetections:
         scores, labels, keep = self._check_common(found, size)
@@ -182,7 +179,7 @@ class CheckedModel:
             raise _FaultError(f"{len(scores):,} instances, more than {MOST_INSTANCES:,}")
         scores = scores.float()
         _check_range("scores", scores)
-        labels = self._check_labels(labels)
+        labels = self._check_labels(labels).to(scores.device)
         order = torch.argsort(scores, descending=True, stable=True)
         keep = order[scores[order] > self.score_threshold][: self.max_detections]
         return scores.clamp(0, 1), labels, keep

@@ -1,6 +1,6 @@
 """The conformance test of models of one's own: `htc model check`, and `check_model` for one's own tests.
 
-    from pipeline.models import check_model
+    from htc_batch import check_model
 
     def test_my_model():
         assert check_model("my_models:load").failures == []
@@ -228,7 +228,7 @@ class _Trial:
         if found.masks is None:
             raise _Skipped("the model has no masks; its boxes lie within the image")
         if not len(found):
-            raise _Skipped("nothing was found; give a photo with --image")
+            raise _Skipped("nothing was found; give a photo with --photo")
         from pycocotools import mask as coco_mask
 
         empty = 0
@@ -353,7 +353,7 @@ def _compare(found: Detections, wanted: Detections, when: str) -> str:
     if (found.masks is None) != (wanted.masks is None):
         raise _Failed(f"masks are missing {when}")
     if not len(found) and not len(wanted):
-        raise _Skipped("nothing was found, so that nothing can be compared; give a photo with --image")
+        raise _Skipped("nothing was found, so that nothing can be compared; give a photo with --photo")
     if _is_equal(found, wanted):
         return "bit for bit"
     for one, other, which in ((wanted, found, "are missing"), (found, wanted, "are new")):

@@ -8,7 +8,7 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -16,7 +16,7 @@ from pathlib import Path
 from pipeline.job_spec.job import ModelSection
 from pipeline.job_spec.model_reference import registered_factories
 from pipeline.models.adapters import find_adapter
-from pipeline.models.factory import find_factory
+from pipeline.models.factory import check_options, find_factory
 from pipeline.storage.storage import Storage
 from pipeline.weights.cache import resolve_weights, weights_here
 from pipeline.weights.fingerprint import UNTRAINED, ModelFingerprint, compute_fingerprint, file_sha256, resolve_preset
@@ -44,17 +44,20 @@ def identify_model(
     """Return a spec's model with the preset that its weights name, and its fingerprint; fetches weights if necessary.
 
     Args:
-        folders: see `factory.find_factory`, which finds a model's factory here already: a wrong name ends here.
+        folders: see `factory.find_factory`, which finds a model's factory here already, before a worker is started: a
+            wrong name or option ends here.
 
     Raises:
-        ModelError: the factory is not found, or cannot be imported.
+        ModelError: the factory is not found, cannot be imported, or does not take the options.
         WeightsUnavailableError: the weights are not available.
         SpecError: the section names another preset than the file.
     """
     if section.factory is None:
         section = resolve_preset(section, storage)
         return section, compute_fingerprint(section, storage)
-    find_factory(section.factory, folders)
+    factory = find_factory(section.factory, folders)
+    given = {} if section.weights == "default" else {"weights": section.weights}
+    check_options(factory, {**section.options, **given}, section.factory)
     return section, fingerprint_of(section, storage)
 
 
@@ -67,23 +70,37 @@ def fingerprint_of(section: ModelSection, storage: Storage | None = None) -> Mod
     """
     if section.factory is None:
         return compute_fingerprint(section, storage)
+    return _of_factory(section, _weights_sha256(section, storage))
+
+
+def fingerprint_before_fetching(section: ModelSection) -> ModelFingerprint:
+    """Return the fingerprint of a model whose weights are not on this machine yet, with an empty hash of them."""
+    if section.factory is None:
+        untrained = compute_fingerprint(section.model_copy(update={"weights": "untrained"}))
+    else:
+        untrained = _of_factory(section, "")
+    return replace(untrained, weights_sha256="", trained=True)
+
+
+def _of_factory(section: ModelSection, weights_sha256: str) -> FactoryFingerprint:
+    reference = section.factory or section.preset
     settings: dict[str, object] = {
         "options": section.options,
         "score_threshold": section.score_threshold,
         "max_detections": section.max_detections,
     }
-    adapter = find_adapter(section.factory)
+    adapter = find_adapter(reference)
     # Those of the default weights are hashed with them.
     if adapter is not None and section.weights != "default":
         files = adapter[0].load().settings_files(adapter[1])
         settings |= {"files": _files_sha256(tuple(files))} if files else {}
     canonical = json.dumps(settings, sort_keys=True, separators=(",", ":"))
     return FactoryFingerprint(
-        section.factory,
-        _weights_sha256(section, storage),
+        reference,
+        weights_sha256,
         hashlib.sha256(canonical.encode()).hexdigest(),
         trained=section.weights != "untrained",
-        code=code_version(section.factory),
+        code=code_version(reference),
     )
 
 

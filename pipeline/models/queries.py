@@ -73,8 +73,8 @@ class QueryRule:
         found = []
         for place in range(len(batch)):
             own = cut_padding(maps[place], batch.image_sizes[place], input_size)
-            # Not `>= 0`: NaN stays, and is reported.
-            has_pixels = ~(own.flatten(1).amax(dim=1) < 0)
+            # Not `> 0`: NaN stays, and is reported.
+            has_pixels = ~(own.flatten(1).amax(dim=1) <= 0)
             own_scores, query = scores[place], queries[place]
             if self.score_size is not None:
                 own_scores = own_scores * score_masks(own, self._size_of_scores(own, batch.image_sizes[place]))[query]
@@ -137,7 +137,7 @@ def score_masks(maps: Tensor, size: tuple[int, int]) -> Tensor:
         [Q] float32 in [0, 1]; 0 for a map without foreground.
     """
     scores = []
-    for some in maps.split(max(1, _CHUNK // (size[0] * size[1]))):
+    for some in torch.split(maps, max(1, _CHUNK // (size[0] * size[1]))):
         stretched = some.float()
         if tuple(some.shape[1:]) != size:
             stretched = F.interpolate(stretched[None], size=size, mode="bilinear", align_corners=False)[0]

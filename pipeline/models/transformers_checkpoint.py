@@ -97,7 +97,7 @@ def check_name(name: str) -> None:
         ModelError: it is empty, no name of the hub, or a folder that is not there or holds no checkpoint.
     """
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     if not name:
         raise ModelError(

@@ -40,12 +40,12 @@ class TransformersModel:
         self.name = name
         self.classes, self.category_ids = name_classes(id2label)
         self.pixels = pixels
-        self._network = network
+        self.network = network
         self._family = family
 
     def to(self, device: torch.device) -> "TransformersModel":
         """Move the network to a device."""
-        self._network.to(device)
+        self.network.to(device)
         return self
 
     def infer(self, batch: ImageBatch) -> list[FrameDetections]:
@@ -53,7 +53,7 @@ class TransformersModel:
         inputs = {"pixel_values": self._blacken_padding(batch) if self._family.pads_black else batch.pixels}
         if self._family.takes_pixel_mask:
             inputs["pixel_mask"] = pixel_mask(batch)
-        return self._family.rule.read(self._network(**inputs), batch)
+        return self._family.rule.read(self.network(**inputs), batch)
 
     def _blacken_padding(self, batch: ImageBatch) -> Tensor:
         means, stds = (batch.pixels.new_tensor(each) for each in (self.pixels.mean_rgb, self.pixels.std_rgb))
@@ -190,6 +190,9 @@ def _load_network(checkpoint: Checkpoint, weights: str | Path) -> torch.nn.Modul
     try:
         config = network_class.config_class.from_pretrained(checkpoint.folder, local_files_only=True)
         if weights == "untrained":
+            # Earlier releases would fetch the backbone's weights.
+            if getattr(config, "use_pretrained_backbone", False):
+                config.use_pretrained_backbone = False
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(_SEED)
                 network: torch.nn.Module = network_class(config)

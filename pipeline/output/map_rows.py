@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from htc_model.masks.panoptic import merge_panoptic
+from htc_model.masks.panoptic import MergeRules, merge_panoptic
 from pipeline.inputs.image_ref import ImageRef, image_id
-from pipeline.job_spec.map_tables import MapTable
+from pipeline.job_spec.map_tables import MapTable, PanopticSection
 from pipeline.storage.uris import display_uri
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def build_map_rows(
     tables: Sequence[MapTable],
     *,
     model: str,
+    rules: PanopticSection | None = None,
 ) -> MapRows:
     """Build an image's rows of the tables of maps.
 
@@ -76,6 +77,7 @@ def build_map_rows(
         config: of the network; gives the categories of labels. classes: those of the semantic branch, by channel.
         tables: the ones that the run has.
         model: the value of the column `model`.
+        rules: what becomes a segment; None for the defaults.
 
     Raises:
         ValueError: the model has given no semantic map.
@@ -88,7 +90,7 @@ def build_map_rows(
     if "semantic" in tables:
         rows["semantic"] = _semantic_rows(ref, detections, classes, model)
     if "panoptic" in tables:
-        rows["panoptic"] = _panoptic_rows(ref, detections, config, classes, model)
+        rows["panoptic"] = _panoptic_rows(ref, detections, config, classes, model, rules=rules)
     return rows
 
 
@@ -125,6 +127,8 @@ def _panoptic_rows(
     config: "ClassNames",
     classes: "Sequence[SemanticClass]",
     model: str,
+    *,
+    rules: PanopticSection | None,
 ) -> list[PanopticRow]:
     number, uri = image_id(ref.uri), display_uri(ref.uri)
     regions = detections.semantic or []
@@ -138,6 +142,7 @@ def _panoptic_rows(
         # The instances speak for the things.
         {region.label: region.mask for region in regions if classes[region.label].kind == "stuff"},
         size=(height, width),
+        rules=None if rules is None else MergeRules(rules.min_score, rules.max_overlap, rules.min_stuff_area),
     )
     rows = []
     for index, segment in enumerate(found):

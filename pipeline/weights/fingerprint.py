@@ -151,7 +151,7 @@ def joint_config(section: ModelSection, storage: Storage | None = None) -> Model
     configs = [resolve_config(member, resolve_weights(member, storage)) for member in section.members]
     if section.ensemble is None:
         return configs[0]
-    return ensemble_config(configs, [member.label for member in section.ensemble.members])
+    return ensemble_config(configs, section.ensemble.labels)
 
 
 def _ensemble_fingerprint(

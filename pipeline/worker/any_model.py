@@ -1,7 +1,7 @@
 """Loads what a spec names: a preset's network, the model of a factory, or that of the caller's own `load_model`."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from htc_model.config import ModelConfig
 from pipeline.models.checked import CheckedModel
@@ -39,5 +39,5 @@ def load_any_model(
         return load_preset_model(section, storage)
     model = load_model(section)
     if isinstance(getattr(model, "config", None), ModelConfig):
-        return model
+        return cast("SegmentationModel", model)
     return CheckedModel(model, score_threshold=section.score_threshold, max_detections=section.max_detections)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from pipeline.job_spec.job import ModelSection
+    from pipeline.models.protocol import InstanceModel
     from pipeline.worker.fast_path import SegmentationModel
     from pipeline.worker.segmenter import LoadModel
 
@@ -22,7 +23,7 @@ class CallersModel:
     pickled: bytes
     folders: tuple[str, ...]
 
-    def __call__(self, section: "ModelSection") -> "SegmentationModel":
+    def __call__(self, section: "ModelSection") -> "SegmentationModel | InstanceModel":
         """Import the caller's code and load the model."""
         sys.path.extend(folder for folder in self.folders if folder not in sys.path)
         # Sent by this run's driver, as everything else that Ray unpickles here.

@@ -92,7 +92,7 @@ def load_ensemble(
         loaded: Sequence[LoadedMember] = [load_member(member, storage, device) for member in section.members]
     else:
         loaded = open_members(section)
-    names = [member.label for member in ensemble.members]
+    names = ensemble.labels
     model = EnsembleModel(
         [each.member for each in loaded],
         votes=[member.weight for member in ensemble.members],
@@ -100,6 +100,8 @@ def load_ensemble(
         suppression=section.suppression if section.suppression != "hard" else "soft_gaussian",
         names=names,
     )
+    if any(each.device != device.type for each in loaded):
+        model.computes_on = loaded[0].device
     return model, _joint_precision(loaded, names)
 
 

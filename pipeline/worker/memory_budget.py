@@ -106,7 +106,7 @@ def plan_memory(
         available: bytes of one process's device. place: what has them. way_out: what gives it more.
     """
     ensemble = section.ensemble
-    labels = [config.name for config in configs] if ensemble is None else [each.label for each in ensemble.members]
+    labels = [config.name for config in configs] if ensemble is None else ensemble.labels
     needs = tuple(MemberNeed(label, estimate_memory(config)) for label, config in zip(labels, configs, strict=True))
     return MemoryBudget(
         needs,

@@ -23,6 +23,7 @@ from pipeline.errors import ImageError
 from pipeline.messages import ImageFailure
 from pipeline.models.checked import CheckedModel
 from pipeline.models.pixels import Pixels, PresetPixels
+from pipeline.models.protocol import InstanceModel
 from pipeline.output.rows import ClassNames
 from pipeline.worker.batch_encoding import BatchEncoder, PendingDetections
 from pipeline.worker.batching import BatchSize
@@ -50,7 +51,7 @@ MASK_CHUNKS = (CHUNK_COLUMNS, CHUNK_COLUMNS // 8, CHUNK_COLUMNS // 64)
 FRAME_CHUNKS = (CHUNK_PIXELS, CHUNK_PIXELS // 8, CHUNK_PIXELS // 64)
 
 
-LoadModel = Callable[["ModelSection"], SegmentationModel]
+LoadModel = Callable[["ModelSection"], SegmentationModel | InstanceModel]
 # What the model finds in an image, and what becomes of the image.
 Found = RawDetections | FrameDetections | PendingDetections
 Outcome = Found | ImageFailure
@@ -236,12 +237,18 @@ class Segmenter:
         self.device = device
         self.precision = precision or PrecisionChoice("fp32", "by default")
         self.fast = fast or FastChoice(None, "")
-        has_map = wants_semantic and not isinstance(model, CheckedModel)
-        self.semantic_classes = semantic_classes(model.config) if has_map else ()
+        self.semantic_classes = (
+            () if isinstance(model, CheckedModel) or not wants_semantic else semantic_classes(model.config)
+        )
         self._wants_semantic = wants_semantic
         self._encoder = encoder
         beside = [PresetPixels(config) for config in model.configs[1:]] if isinstance(model, WholeImageModel) else ()
         self.batch_size = BatchSize(batch_size or auto_batch_size(self._pixels, device, beside=beside))
+
+    @property
+    def device_name(self) -> str:
+        """The kind of the device that the model computes on, which may be another process's."""
+        return getattr(self.model, "computes_on", "") or self.device.type
 
     def padded_shape(self, image: DecodedImage) -> tuple[int, int]:
         """Return the (height, width) of the image inside a batch; equal shapes may share one."""
@@ -318,8 +325,13 @@ class Segmenter:
             for image, each in zip(images, found, strict=True)
         ]
         if self._encoder is not None:
-            # One pass encodes maps of one size.
-            places = [place for place, each in enumerate(found) if isinstance(each, RawDetections)]
+            # One pass encodes maps of one size; a model may return its results on the CPU.
+            kind = self.device.type
+            places = [
+                place
+                for place, each in enumerate(found)
+                if isinstance(each, RawDetections) and each.scores.device.type == kind
+            ]
             sides = {place: _mask_side(found[place]) for place in places}
             together = [place for place in places if sides[place] == sides[places[0]]]
             raws = [each for place in together if isinstance(each := found[place], RawDetections)]

@@ -28,7 +28,7 @@ from pipeline.inputs.read import fetch_image
 from pipeline.inputs.shard import Shard
 from pipeline.inputs.windows import WindowedImage
 from pipeline.job_spec.job import ImagesSection
-from pipeline.job_spec.map_tables import MapTable
+from pipeline.job_spec.map_tables import MapTable, PanopticSection
 from pipeline.job_spec.tiles import TilesSection
 from pipeline.messages import ImageFailure
 from pipeline.output.map_rows import MapRows, build_map_rows
@@ -100,6 +100,7 @@ class WorkerResources:
         model_time: ModelTime | None = None,
         rule: BandRule = AS_STORED,
         tiles: TilesSection | None = None,
+        panoptic: PanopticSection | None = None,
     ) -> None:
         """Open storage and start the pools.
 
@@ -113,6 +114,7 @@ class WorkerResources:
             model_time: begun when the worker started; by default now, with the model loaded.
             rule: how the bands of an image become its colours.
             tiles: how huge images are cut; None to take each image as a whole.
+            panoptic: what becomes a segment.
         """
         if model_time is None:
             model_time = ModelTime()
@@ -122,6 +124,7 @@ class WorkerResources:
         self.limits = images
         self.jpeg = jpeg
         self.rule = rule
+        self.panoptic = panoptic
         # The driver has listed the input: a store that does not answer is unavailable, not misspelt.
         self.storage = Storage(storage, is_known=True)
         self.tiles = None if tiles is None else TileReader(tiles, images, self.storage, jpeg=jpeg, rule=rule)
@@ -449,7 +452,13 @@ class ShardPipeline:
         ref, segmenter = self._shard.images[position], self._resources.segmenter
         rows = build_instance_rows(ref, found, segmenter.classes, model=self._model_label)
         map_rows = build_map_rows(
-            ref, found, segmenter.classes, segmenter.semantic_classes, self._map_tables, model=self._model_label
+            ref,
+            found,
+            segmenter.classes,
+            segmenter.semantic_classes,
+            self._map_tables,
+            model=self._model_label,
+            rules=self._resources.panoptic,
         )
         return EncodedImage(rows, size, map_rows=map_rows)
 

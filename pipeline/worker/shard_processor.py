@@ -46,8 +46,8 @@ class ShardProcessor:
 
     @property
     def device_name(self) -> str:
-        """The device's kind."""
-        return self._resources.segmenter.device.type
+        """The kind of the device that the model computes on."""
+        return self._resources.segmenter.device_name
 
     @property
     def precision(self) -> str:

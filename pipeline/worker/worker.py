@@ -254,6 +254,7 @@ class Worker:
             images=settings.images,
             rule=settings.rule,
             tiles=settings.tiles,
+            panoptic=settings.model.panoptic,
             image_timeout_s=settings.image_timeout_s,
             cpus=settings.cpus,
             jpeg=choose_jpeg_decoder(settings.images, segmenter.device),

@@ -150,7 +150,7 @@ def _read_segments(found: Sequence[Any], labels: Mapping[Any, int], where: str) 
     seen: set[int] = set()
     for each in found:
         number = _whole(each.get("id")) if isinstance(each, Mapping) else None
-        if number in {None, VOID, *seen}:
+        if number is None or number == VOID or number in seen:
             raise SpecError(f"{where} has a segment without an id of its own above 0 in segments_info: {each!r}.")
         category = each.get("category_id")
         if not isinstance(category, int | float | str) or category not in labels:

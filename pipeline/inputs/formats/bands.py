@@ -25,6 +25,7 @@ class BandRule:
 
 
 AS_STORED = BandRule()
+_SCALED_AT_ONCE = 2**20
 
 
 def rule_of(input_section: Mapping[str, Any]) -> BandRule:
@@ -59,5 +60,11 @@ def permute(pixels: NDArray[np.uint8], rule: BandRule) -> NDArray[np.uint8]:
 def scale_values(samples: NDArray[Any], value_range: tuple[float, float]) -> NDArray[np.uint8]:
     """Return samples as levels from 0 to 255 by a range of values; NaN becomes 0."""
     low, high = value_range
-    levels = (samples.astype(np.float64) - low) * (255 / (high - low))
-    return np.rint(np.clip(np.nan_to_num(levels, nan=0.0, posinf=255.0, neginf=0.0), 0, 255)).astype(np.uint8)
+    levels = np.empty(samples.shape, np.uint8)
+    # In pieces, as doubles of a whole image would be many times its size.
+    rows = max(1, _SCALED_AT_ONCE // max(1, samples[:1].size))
+    for top in range(0, len(samples), rows):
+        values = (samples[top : top + rows].astype(np.float64) - low) * (255 / (high - low))
+        np.nan_to_num(values, copy=False, nan=0.0, posinf=255.0, neginf=0.0)
+        levels[top : top + rows] = np.rint(values.clip(0, 255))
+    return levels

@@ -218,7 +218,9 @@ def to_levels(samples: NDArray[Any], page: Any, rule: BandRule) -> NDArray[Any]:
 def _to_bytes(block: NDArray[Any], depth: int) -> NDArray[np.uint8]:
     if block.dtype == np.bool_:
         block = block.astype(np.uint8)
-    if depth >= 8:
+    if depth == 8:
+        return np.asarray(block).astype(np.uint8, copy=False)
+    if depth > 8:
         return np.asarray(block >> (depth - 8)).astype(np.uint8)
     levels = (1 << depth) - 1
     spread = np.round(np.arange(levels + 1) * (255 / levels)).astype(np.uint8)

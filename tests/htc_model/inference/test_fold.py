@@ -75,7 +75,8 @@ def test_dtype_and_layout_of_every_weight(dtype: torch.dtype) -> None:
         if isinstance(module, InFloat32 | FoldedDeformConv2d)
         for parameter in module.parameters()
     }
-    assert len(kept) == 2 * 4 + 13 * 4, "RPN and three box heads; deformable convolutions with their offsets"
+    what = "RPN, three box heads, semantic logits; deformable convolutions with their offsets"
+    assert len(kept) == 2 * 5 + 13 * 4, what
     convolutions = 0
     for name, parameter in folded.named_parameters():
         assert parameter.dtype == (torch.float32 if id(parameter) in kept else dtype), name

@@ -94,7 +94,7 @@ def test_maps_are_encoded_as_if_drawn(
         maps = maps + 0.5
     threshold = 0.0 if is_logits else 0.5
     masks, boxes = encode_maps(maps, size, threshold=threshold, chunk_pixels=chunk_pixels)
-    drawn = stretch(maps, size) >= threshold
+    drawn = stretch(maps, size) > threshold
     assert masks == draw_and_encode(drawn)
     for box, is_set in zip(boxes.tolist(), drawn, strict=True):
         y, x = np.nonzero(is_set)
@@ -117,7 +117,7 @@ def test_stretching_is_that_of_torch_but_for_ties(
     values = F.interpolate(maps[None].double(), size=size, mode="bilinear", align_corners=False)[0].numpy()
     for rle, wanted in zip(masks, values, strict=True):
         is_clear = np.abs(wanted) > TIE * float(maps.abs().max())
-        np.testing.assert_array_equal(decode_rle(rle)[is_clear], (wanted >= 0)[is_clear])
+        np.testing.assert_array_equal(decode_rle(rle)[is_clear], (wanted > 0)[is_clear])
 
 
 @settings(max_examples=60)
@@ -141,14 +141,14 @@ def test_bitmaps_of_another_size_are_sampled_as_zeros_and_ones() -> None:
     bitmaps = torch.rand(4, 17, 23, generator=torch.Generator().manual_seed(1)) < 0.4
     for size in ((34, 46), (100, 31), (9, 12), (1, 1)):
         masks, _ = encode_maps(bitmaps, size, threshold=0.5)
-        assert masks == draw_and_encode(stretch(bitmaps.float(), size) >= 0.5)
+        assert masks == draw_and_encode(stretch(bitmaps.float(), size) > 0.5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_maps_of_other_dtypes(dtype: torch.dtype) -> None:
     maps = make_maps(2, 13, 9, "normal", seed=3).to(dtype)
     masks, _ = encode_maps(maps, (52, 70), threshold=0.0)
-    assert masks == draw_and_encode(stretch(maps.float(), (52, 70)) >= 0)
+    assert masks == draw_and_encode(stretch(maps.float(), (52, 70)) > 0)
 
 
 def test_maps_need_not_be_contiguous() -> None:

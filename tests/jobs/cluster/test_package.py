@@ -82,6 +82,24 @@ def test_a_local_weights_file_is_uploaded(tmp_path: Path, monkeypatch: pytest.Mo
         runtime_env_for(spec, "image", {}).__enter__()
 
 
+def test_the_weights_of_all_members_are_uploaded_also_under_one_name(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "best.safetensors").write_bytes(folder.encode())
+    members = ["demo", *(str(tmp_path / folder / "best.safetensors") for folder in ("a", "b"))]
+    spec = spec_of(ensemble=members)
+    with runtime_env_for(spec, "image", {}) as environment:
+        job_folder = Path(environment["working_dir"])
+        written = yaml.safe_load((job_folder / "job.yaml").read_text())["model"]["ensemble"]["members"]
+        named = [each["weights"] for each in written]
+        assert named[0] == "demo"
+        assert [(job_folder / name).read_text() for name in named[1:]] == ["a", "b"]
+        assert all("preset" not in each for each in written[1:])
+        assert all(Path(name).name == "best.safetensors" for name in named[1:])
+    with pytest.raises(SpecError, match="with the weights before it"):
+        runtime_env_for(spec, "image", {}, max_weights_bytes=1).__enter__()
+
+
 def test_uploaded_code_has_no_files_that_differ_between_machines() -> None:
     with runtime_env_for(spec_of(), "code", {}) as environment:
         modules = {Path(path).name: Path(path) for path in environment["py_modules"]}
@@ -132,3 +150,26 @@ def test_submit_takes_every_flag_of_run() -> None:
     # Input and output are flags of submit; --verbose is about a start on this machine.
     assert of_run - of_submit == {"--verbose", "input_uri", "output_uri"}
     assert {"--input", "--output", "spec"} <= of_submit
+
+
+def test_a_factory_in_the_current_folder_is_uploaded_and_an_installed_one_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_models_to_submit.py").write_text("def load(): ...\n")
+    (tmp_path / "my_package_to_submit" / "__pycache__").mkdir(parents=True)
+    (tmp_path / "my_package_to_submit" / "models.py").write_text("def load(): ...\n")
+    uploads = {
+        "my_models_to_submit:load": {"my_models_to_submit.py"},
+        "my_package_to_submit.models:load": {"my_package_to_submit"},
+        "torchvision:maskrcnn_resnet50_fpn": set(),
+        "torch.nn:Module": set(),
+    }
+    for factory, files in uploads.items():
+        with runtime_env_for(spec_of(model__preset=factory), "image", {}) as environment:
+            folder = Path(environment["working_dir"])
+            assert {path.name for path in folder.iterdir()} == {"job.yaml", *files}
+            assert not list(folder.rglob("__pycache__"))
+    with pytest.raises(SpecError, match="is larger than the 0 MiB that a job can upload"):  # noqa: SIM117
+        with runtime_env_for(spec_of(model__preset="my_models_to_submit:load"), "image", {}, max_weights_bytes=3):
+            pass

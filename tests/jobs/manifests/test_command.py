@@ -133,6 +133,7 @@ def test_what_cannot_be_exported_is_refused_with_a_message(
         ("input: {uri: 's3://b/in/'}\noutput: {uri: out/}\n", "output.uri"),
         ("input: {uri: /mnt/in}\noutput: {uri: 's3://b/out/'}\n", "input.uri"),
         (SPEC + "model: {weights: mine.safetensors}\n", "model.weights"),
+        (SPEC + "ensemble: [demo, mine.safetensors]\n", "model.ensemble.members.1.weights"),
         (SPEC + "compute: {gpus_per_worker: 2}\n", "compute.gpus_per_worker"),
         (SPEC + "compute: {cpus_per_worker: 20}\n", "compute.cpus_per_worker"),
     ],

@@ -201,6 +201,37 @@ def test_the_plan_as_json(output: Output, tmp_path: Path, capsys: pytest.Capture
     assert (plan["run"], plan["seconds"]) == (None, None)
 
 
+def test_the_members_of_an_ensemble_and_their_memory_are_shown(
+    output: Output, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    members = ["demo", "htc_lite0_fpn=untrained*2"]
+    spec = load_spec(
+        None,
+        {"input.uri": str(output.photos), "output.uri": str(tmp_path / "new"), "ensemble": members}
+        | {"compute.gpus_per_worker": 0},
+    )
+    code, out, err = report(capsys, spec, is_model_timed=True)
+    assert (code, "does not fit" in err) == (0, False)
+    assert "an ensemble of 2, boxes fused by nms" in out
+    assert "untrained weights: its detections mean nothing, weight 2" in out
+    assert "memory" in out
+    assert out.count("of parameters") == 2
+    assert "estimated from one" in out
+    missing = spec.model_copy(
+        update={
+            "model": load_spec(None, {"input.uri": "a", "output.uri": "b", "ensemble": ["demo", "/no/w.pth"]}).model
+        }
+    )
+    code, out, err = report(capsys, missing)
+    assert (code, "There is no weights file /no/w.pth." in err) == (2, True)
+    absent = load_spec(
+        None,
+        {"input.uri": str(output.photos), "output.uri": str(tmp_path / "new"), "ensemble": ["demo", "htc_r50_fpn"]},
+    )
+    code, out, _ = report(capsys, absent)
+    assert (code, "htc_r50_fpn, weights coco: not on this machine; the run fetches them" in out) == (0, True)
+
+
 def test_images_that_are_cut_are_counted_in_tiles(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()

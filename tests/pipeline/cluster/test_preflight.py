@@ -57,6 +57,11 @@ def test_a_node_without_problems_leaves_nothing_behind(tmp_path: Path) -> None:
     [
         ({"input__uri": "/nowhere/photos"}, "The input /nowhere/photos does not exist.", 2),
         ({"model__weights": "/nowhere/w.pth"}, "there is no weights file /nowhere/w.pth.", 2),
+        (
+            {"model__preset": None, "model__weights": None, "ensemble": ["demo", "/nowhere/w.pth"]},
+            "there is no weights file /nowhere/w.pth.",
+            2,
+        ),
         ({"input__uri": "nostore://bucket/in"}, "scheme", 2),
     ],
 )
@@ -149,3 +154,20 @@ def test_the_nodes_where_workers_will_run_are_chosen() -> None:
     asked = chosen(*many)
     assert len(set(asked)) == MAX_NODES
     assert (asked[0], asked[-1]) == ("n000", "n093")
+
+
+def test_a_node_that_lacks_the_model_s_package_is_named(tmp_path: Path) -> None:
+    good = spec_in(tmp_path, model__preset="tests.support.fakes.own_models:load", model__weights="default")
+    gone = good.model_copy(update={"model": good.model.model_validate({"factory": "no_such_package:load"})})
+    asked: list[tuple[str, ...]] = []
+
+    def run_on_nodes(
+        action: Any, given: JobSpec, marker: str, folders: tuple[str, ...], *, notify: Any
+    ) -> dict[str, PreflightResult]:
+        asked.append(folders)
+        return {"10.0.0.7": action(good, marker, folders), "10.0.0.8": action(gone, marker, folders)}
+
+    with pytest.raises(PreflightError, match=r"node 10\.0\.0\.8: .*there is no module no_such_package") as caught:
+        check_nodes(good, notify=lambda sentence: None, run_on_nodes=run_on_nodes)
+    assert caught.value.exit_code == 2
+    assert asked[0][-1] == str(Path.cwd())

@@ -12,6 +12,7 @@ from htc_model.config import ModelConfigError, load_preset
 from htc_model.network.detector import build_model
 from htc_model.weights.load import save_weights
 from htc_model.weights.untrained import untrained_state
+from jobs.results.evaluation.rows import find_model
 from pipeline.cluster.connection import RayStarter
 from pipeline.driver.progress import SilentProgress
 from pipeline.driver.run_job import run
@@ -73,6 +74,9 @@ def test_the_tables_name_the_ensemble_and_its_record_each_member(folder: Path) -
     content = json.loads(record.read_text())
     assert [each["weight"] for each in content["spec"]["model"]["ensemble"]["members"]] == [1.0, 2.0]
     assert [each["preset"] for each in content["fingerprint"]["members"]] == ["htc_lite0_fpn", "htc_lite0_fpn"]
+    model = find_model(open_results(spec.output.uri), summary.run)
+    assert model is not None
+    assert model.classes == ("person", "dog")
     # The same command again finds the run.
     again = run(spec, progress=SilentProgress(), open_pool=in_process())
     assert (again.run, again.session_images) == (summary.run, 0)

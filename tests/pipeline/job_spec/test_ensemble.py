@@ -43,6 +43,14 @@ def test_three_ways_to_write_it_are_one_in_the_record() -> None:
     assert again.to_dict() == ways[0].to_dict()
 
 
+def test_an_ensemble_of_one_network_is_that_network() -> None:
+    plain = spec_with(model__preset="htc_r50_fpn", model__weights="untrained")
+    alone = spec_with(ensemble=["htc_r50_fpn=untrained*3"])
+    assert alone.to_dict() == plain.to_dict()
+    assert alone.identity() == plain.identity()
+    assert spec_with(ensemble={"members": ["demo"], "fusion": "soft_nms"}).model.ensemble is not None
+
+
 def test_flags_are_for_all_members_also_of_a_list(tmp_path: Path) -> None:
     file = tmp_path / "job.yaml"
     file.write_text("model: [demo, htc_r50_fpn=untrained]\n")
@@ -74,8 +82,11 @@ def test_a_member_in_a_word(text: str, member: dict[str, object]) -> None:
     [
         ({"ensemble": []}, "members must be a list of 1 to 16"),
         ({"ensemble": [{"weight": 2}]}, "members.0: a member names its preset"),
-        ({"ensemble": [{"preset": "htc_r50_fpn", "weight": 0}]}, "members.0.weight must be a number above 0, not 0"),
-        ({"ensemble": [{"preset": "htc_r50_fpn", "wait": 1}]}, "did you mean model.ensemble.members.0.weight"),
+        (
+            {"ensemble": [{"preset": "htc_r50_fpn", "weight": 0}, "demo"]},
+            "members.0.weight must be a number above 0, not 0",
+        ),
+        ({"ensemble": [{"preset": "htc_r50_fpn", "wait": 1}, "demo"]}, "did you mean model.ensemble.members.0.weight"),
         ({"ensemble": ["htc_r5_fpn=coco"]}, "did you mean 'htc_r50_fpn'"),
         ({"ensemble": ["dem"]}, "did you mean demo"),
         ({"ensemble": ["torchvision:maskrcnn"]}, "torchvision:maskrcnn cannot be a member"),
@@ -129,3 +140,28 @@ def test_the_preset_of_each_member_is_that_of_its_file() -> None:
     resolved = resolve_preset(spec.model)
     assert resolved.preset == "htc_lite0_fpn+htc_lite0_fpn"
     assert joint_config(resolved).classes == ("person",)
+
+
+def test_messages_call_each_member_by_another_name() -> None:
+    ensemble = spec_with(ensemble=["demo", "a/best.safetensors", "b/best.safetensors"]).model.ensemble
+    assert ensemble is not None
+    assert ensemble.labels == (
+        "htc_lite0_fpn",
+        "htc_r50_fpn (best.safetensors) (members.1)",
+        "htc_r50_fpn (best.safetensors) (members.2)",
+    )
+
+
+def test_flags_name_members_fusion_and_spread() -> None:
+    from jobs.cli.options import JobFlags, load_job_spec
+
+    flags = JobFlags(members=["demo", "htc_r50_fpn=untrained*2"], fusion="wbf", spread=True)
+    ensemble = load_job_spec(None, flags, input_uri="/in", output_uri="/out").model.ensemble
+    assert ensemble is not None
+    assert (ensemble.fusion, ensemble.spread) == ("wbf", True)
+    assert [(each.preset, each.weights, each.weight) for each in ensemble.members] == [
+        ("htc_lite0_fpn", "demo", 1.0),
+        ("htc_r50_fpn", "untrained", 2.0),
+    ]
+    # What the command line gives where the flag is left out.
+    assert dict(JobFlags(members=[]).spec_values()) == {}

@@ -1,14 +1,15 @@
 """The keys `model.semantic` and `model.panoptic`: who can fill the tables, and what a run's identity holds of them."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
 
 from htc_model.config import load_preset
+from htc_model.masks.panoptic import MergeRules
 from pipeline.errors import SpecError
 from pipeline.job_spec.job import JobSpec, load_spec
-from pipeline.job_spec.map_tables import check_has_maps, map_tables_of
+from pipeline.job_spec.map_tables import PanopticSection, check_has_maps, map_tables_of
 from pipeline.output.layout import tables_of
 from pipeline.weights.fingerprint import compute_fingerprint
 
@@ -39,6 +40,24 @@ def test_identity_is_as_before_without_them() -> None:
     assert spec_with(semantic=False, panoptic=False).identity() == plain.identity()
     # The network is the same one: rows of a run with more tables serve a run that needs fewer.
     assert compute_fingerprint(plain.model) == compute_fingerprint(mapped.model)
+
+
+def test_what_becomes_a_segment_is_part_of_the_identity() -> None:
+    changed = spec_with(panoptic={"min_score": 0.3})
+    assert changed.model.map_tables == ("panoptic",)
+    assert changed.identity()["model.panoptic"] == {"min_score": 0.3, "max_overlap": 0.5, "min_stuff_area": 4096}
+    assert spec_with(panoptic={}).identity()["model.panoptic"] is True
+    assert spec_with(panoptic={}) == spec_with(panoptic=True)
+    assert JobSpec.model_validate(changed.to_dict()) == changed
+    assert map_tables_of(changed.to_dict()["model"]) == ("panoptic",)
+    assert map_tables_of(spec_with(panoptic=False).to_dict()["model"]) == ()
+    assert PanopticSection().model_dump() == asdict(MergeRules())
+    with pytest.raises(SpecError, match=r"model\.panoptic\.min_score must be a number from 0 to 1, not 2"):
+        spec_with(panoptic={"min_score": 2})
+    with pytest.raises(SpecError, match=r"model\.panoptic\.min_scores is not a key .* did you mean .*min_score\?"):
+        spec_with(panoptic={"min_scores": 0.2})
+    with pytest.raises(SpecError, match=r"model\.panoptic must be true, false, or a section with min_score"):
+        spec_with(panoptic="yes")
 
 
 @pytest.mark.parametrize("preset", ["mask_rcnn_r50_fpn", "cascade_rcnn_r50_fpn", "htc_without_semantic_r50_fpn"])

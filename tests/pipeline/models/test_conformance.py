@@ -88,7 +88,7 @@ def test_the_command_writes_a_line_for_each_check_and_fails_with_the_model(
 ) -> None:
     Image.fromarray(np.arange(40 * 50 * 3, dtype=np.uint8).reshape(40, 50, 3)).save(tmp_path / "a.png")
     model = f"{MODULE}:load"
-    code, out, err = run_htc(capsys, "model", "check", model, "--image", str(tmp_path / "a.png"), "--json")
+    code, out, err = run_htc(capsys, "model", "check", model, "--photo", str(tmp_path / "a.png"), "--json")
     report = json.loads(out)
     assert (code, report["failures"], err) == (0, [], "")
     assert {each["name"]: each["outcome"] for each in report["checks"]}["a fresh process"] == "pass"
@@ -99,7 +99,7 @@ def test_the_command_writes_a_line_for_each_check_and_fails_with_the_model(
     code, _, err = run_htc(capsys, "model", "check", "htc_r50_fpn")
     assert code == 2
     assert "is a preset" in err
-    code, _, err = run_htc(capsys, "model", "check", model, "--image", str(tmp_path / "none.png"))
+    code, _, err = run_htc(capsys, "model", "check", model, "--photo", str(tmp_path / "none.png"))
     assert code == 2
     assert "cannot be read" in err
     code, _, err = run_htc(capsys, "model", "check", model, "--model-option", "has_frames")

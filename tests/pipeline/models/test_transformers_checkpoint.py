@@ -13,7 +13,7 @@ from pipeline.errors import ModelError
 from pipeline.job_spec.job import ModelSection
 from pipeline.models import transformers_models
 from pipeline.models.adapters import ADAPTERS
-from pipeline.models.identity import fingerprint_of
+from pipeline.models.identity import fingerprint_of, identify_model
 from pipeline.models.transformers_checkpoint import check_name, find_checkpoint
 from tests.support.builders.tiny_transformers import save_checkpoint
 from tests.support.paths import ROOT
@@ -184,6 +184,12 @@ def test_the_fingerprint_is_of_all_files(weights: str, changed: str, checkpoint:
         file.write(b" ")
     is_used = weights != "untrained" or changed != "model.safetensors"
     assert (fingerprint_of(section) != before) == is_used
+
+
+def test_a_wrong_option_ends_before_a_worker_is_started(checkpoint: Path) -> None:
+    section = ModelSection.model_validate({"factory": f"transformers:{checkpoint}", "options": {"pad_multipel": 32}})
+    with pytest.raises(ModelError, match=r"takes no option pad_multipel; did you mean pad_multiple\?"):
+        identify_model(section)
 
 
 def test_the_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,7 @@ def run_library(folder: Path, image: NDArray[np.uint8]) -> tuple[Any, Any, Any]:
     inputs = processor(images=Image.fromarray(image), return_tensors="pt")
     values = {key: value for key, value in inputs.items() if key in {"pixel_values", "pixel_mask"}}
     with torch.inference_mode():
-        return processor, inputs, model._network(**values)
+        return processor, inputs, model.network(**values)
 
 
 def draw(found: FrameDetections) -> NDArray[np.bool_]:

@@ -14,7 +14,7 @@ from htc_model.structures import ImageBatch, RawDetections
 from pipeline.driver.commit import ShardCommitter
 from pipeline.driver.run_job import worker_settings
 from pipeline.inputs.shard import Shard
-from pipeline.job_spec.map_tables import MAP_TABLES, MapTable
+from pipeline.job_spec.map_tables import MAP_TABLES, MapTable, PanopticSection
 from pipeline.messages import Assignment, PartialResult, ShardOutcome, WorkerFailure
 from pipeline.output.commit import images_part
 from pipeline.storage.storage import Storage
@@ -89,6 +89,18 @@ def test_panoptic_segments_name_their_instances_and_never_overlap(tmp_path: Path
     # Stuff smaller than 4,096 pixels is left out.
     assert [row["is_thing"] for row in rows if row["uri"] != str(large)] == [True, True]
     assert not (tmp_path / "out" / "semantic").exists()
+
+
+def test_what_becomes_a_segment_is_settled_in_the_spec(tmp_path: Path) -> None:
+    """The fake's instance scores 0.9, and the sky has 300 pixels."""
+    paths = two_photos(tmp_path)
+    bench = Bench(tmp_path, maps=["panoptic"])
+    bench.resources.panoptic = PanopticSection(min_score=0.95, min_stuff_area=300)
+    bench.process(paths)
+    assert [(row["uri"], row["category"], row["area"]) for row in bench.map_rows("panoptic")] == [
+        (str(paths[0]), "sky-other", 300),
+        (str(paths[1]), "sky-other", 315),
+    ]
 
 
 def test_images_that_fail_have_no_rows_and_their_shard_has_every_part(tmp_path: Path) -> None:

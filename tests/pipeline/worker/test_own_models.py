@@ -97,7 +97,7 @@ def test_its_rows_have_its_classes_and_ids(tmp_path: Path) -> None:
 
 def test_the_caller_s_own_load_model_may_return_such_a_model() -> None:
     section = spec_for(Path("x")).model.model_copy(update={"score_threshold": 0.85})
-    model = load_any_model(section, load_model=lambda section: Regions())  # type: ignore[arg-type, return-value]
+    model = load_any_model(section, load_model=lambda section: Regions())
     assert isinstance(model, CheckedModel)
     assert model.score_threshold == 0.85
     with pytest.raises(ModelError, match="The model is a int, which has no `name`"):

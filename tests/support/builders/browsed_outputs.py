@@ -154,6 +154,8 @@ def _many_images(numbers: np.ndarray, shard: int) -> pa.Table:
         "instances": np.ones(rows, np.int32),
         "model": ["m"] * rows,
         "changed": [False] * rows,
+        "crs": pa.nulls(rows, pa.string()),
+        "transform": pa.nulls(rows, pa.list_(pa.float64())),
     }
     return pa.table(columns, schema=IMAGES_SCHEMA)
 

@@ -37,6 +37,9 @@ from tests.support.builders.outputs import FINGERPRINT, make_output_folder
 from tests.support.htc import Htc
 from tests.support.paths import ROOT
 
+# Those of instances; `test_export_maps.py` has those of whole maps.
+FORMATS = [each for each in command.Format if command.ExportRequest(each, Path()).table == "instances"]
+
 
 def export(drawn: Drawn, folder: Path, chosen: str, **values: Any) -> Path:
     request = command.ExportRequest(command.Format(chosen), folder, **values)
@@ -243,7 +246,7 @@ def test_fiftyone_masks_fill_their_boxes(drawn: Drawn, tmp_path: Path) -> None:
 
 
 def test_a_choice_is_kept_by_every_format(drawn: Drawn, tmp_path: Path) -> None:
-    for chosen in command.Format:
+    for chosen in FORMATS:
         folder = export(drawn, tmp_path / chosen, chosen, where="category = 'person' AND area > 0", min_score=0.7)
         if chosen is command.Format.COCO:
             rows = json.loads((folder / "annotations.json").read_text())["annotations"]
@@ -344,7 +347,7 @@ def test_a_wrong_choice_is_one_sentence_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("chosen", list(command.Format))
+@pytest.mark.parametrize("chosen", FORMATS)
 def test_a_damaged_mask_is_named_with_the_way_out(damaged: str, tmp_path: Path, chosen: command.Format) -> None:
     request = command.ExportRequest(chosen, tmp_path / "out")
     with pytest.raises(HtcError, match=r"^/.*a\.jpg: the mask of instance 1 is damaged; --where .mask_is_valid"):
@@ -373,7 +376,7 @@ def small_files(most_bytes: int) -> Iterator[None]:
         signal.signal(signal.SIGXFSZ, before)
 
 
-@pytest.mark.parametrize("chosen", list(command.Format))
+@pytest.mark.parametrize("chosen", FORMATS)
 def test_a_full_disk_leaves_nothing_and_is_named(drawn: Drawn, tmp_path: Path, chosen: command.Format) -> None:
     with pytest.raises(SpecError, match=r"/out/.* cannot be written: File too large"), small_files(50):
         export(drawn, tmp_path / "out", chosen, images=command.Images.NONE)
@@ -405,12 +408,12 @@ def test_it_is_the_same_in_pieces(
     shutil.copytree(drawn.uri, output)
     if is_compacted:
         compact_run(Storage(), str(output), "night", target_bytes=1 << 20, check=lambda: None)
-    for chosen in command.Format:
+    for chosen in FORMATS:
         request = command.ExportRequest(chosen, tmp_path / "whole" / chosen, run=run, images=command.Images.NONE)
         command.export_output(str(output), request)
     monkeypatch.setattr(selection, "PIECE_INSTANCES", 4)
     monkeypatch.setattr(selection, "BATCH_ROWS", 2)
-    for chosen in command.Format:
+    for chosen in FORMATS:
         request = command.ExportRequest(chosen, tmp_path / "whole" / chosen, run=run, images=command.Images.NONE)
         whole = contents(request.folder)
         # YOLO's data.yaml names its folder.
@@ -430,7 +433,7 @@ def test_a_run_in_progress_is_exported_as_far_as_it_is(tmp_path: Path, capsys: p
 
 def test_an_output_without_rows_is_refused_and_one_without_instances_is_not(tmp_path: Path) -> None:
     output = make_output_folder(tmp_path, scores=())
-    for chosen in command.Format:
+    for chosen in FORMATS:
         command.export_output(output.uri, command.ExportRequest(chosen, tmp_path / "to" / chosen))
     document = json.loads((tmp_path / "to/coco/annotations.json").read_text())
     assert (len(document["images"]), document["annotations"], document["categories"]) == (5, [], [])
