@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from htc_model.structures import ImageBatch, RawDetections
-    from pipeline.job_spec.job import ModelSection
+    from pipeline.job_spec.model import ModelSection
     from pipeline.output.rows import ImageRow, InstanceRow
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,7 +61,7 @@ class Job:
 
     def section(self) -> "ModelSection":
         """Return the model section of the spec."""
-        from pipeline.job_spec.job import ModelSection
+        from pipeline.job_spec.model import ModelSection
 
         return ModelSection(preset=self.preset, weights=self.weights)
 

@@ -181,7 +181,7 @@ def compare_without_seam(
     from htc_model.masks.encode import encode_detections
     from htc_model.masks.many_runs import ForegroundRuns, intersection_areas
     from htc_model.preprocess import build_batch
-    from pipeline.job_spec.job import ModelSection
+    from pipeline.job_spec.model import ModelSection
     from pipeline.worker.segmenter import load_model
 
     size = windows.size

@@ -13,7 +13,8 @@ from typing import Any, Literal
 import yaml
 
 from pipeline.errors import SpecError, WeightsUnavailableError
-from pipeline.job_spec.job import JobSpec, ModelSection
+from pipeline.job_spec.job import JobSpec
+from pipeline.job_spec.model import ModelSection
 from pipeline.job_spec.model_reference import FACTORY_WEIGHTS_WORDS, adapter_of, registered_factories
 from pipeline.job_spec.parsing import WEIGHTS_WORDS
 from pipeline.storage.uris import is_local, local_path

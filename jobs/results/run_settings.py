@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from pipeline.job_spec.job import ModelSection
+from pipeline.job_spec.model import ModelSection
 
 if TYPE_CHECKING:
     from pipeline.output.run_record import RunRecord

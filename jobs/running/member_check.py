@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 from htc_model.weights.model_zoo import UnknownWeightsError, find
 from jobs.terminal.console import size_of
-from pipeline.job_spec.job import JobSpec, ModelSection
+from pipeline.job_spec.job import JobSpec
+from pipeline.job_spec.model import ModelSection
 from pipeline.weights.cache import weights_here
 from pipeline.weights.fingerprint import resolve_config
 

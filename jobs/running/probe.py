@@ -13,7 +13,8 @@ from pipeline import logs
 from pipeline.errors import HtcError, RunError, SpecError
 from pipeline.inputs.image_ref import ImageRef
 from pipeline.inputs.shard import Shard
-from pipeline.job_spec.job import JobSpec, ModelSection
+from pipeline.job_spec.job import JobSpec
+from pipeline.job_spec.model import ModelSection
 from pipeline.messages import Assignment, PartialResult, ShardFailure, WorkerFailure
 from pipeline.planning.estimate import WorkerRate, mean_range
 from pipeline.planning.worker_plan import WorkerPlan

@@ -27,7 +27,8 @@ from pipeline.errors import (
 )
 from pipeline.inputs.listing import list_images
 from pipeline.inputs.read import read_image
-from pipeline.job_spec.job import JobSpec, ModelSection
+from pipeline.job_spec.job import JobSpec
+from pipeline.job_spec.model import ModelSection
 from pipeline.models.factory import find_factory, search_path
 from pipeline.runs.outcomes import EXIT_USAGE
 from pipeline.storage.storage import Storage

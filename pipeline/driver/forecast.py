@@ -10,7 +10,7 @@ from pipeline.errors import SpecError
 from pipeline.job_spec.augment import plain_values
 from pipeline.job_spec.budget import BudgetSection
 from pipeline.job_spec.deadline import local_text
-from pipeline.job_spec.job import ModelSection
+from pipeline.job_spec.model import ModelSection
 from pipeline.planning.estimate import Estimate, PricedPool, Work, WorkerRate, estimate_run, judge
 from pipeline.runs.begin import remove_begun
 from pipeline.runs.measured_rate import last_rate

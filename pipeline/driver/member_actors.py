@@ -22,7 +22,7 @@ from pipeline.worker.worker import MAX_CONCURRENCY, WorkerSettings
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pipeline.job_spec.job import ModelSection
+    from pipeline.job_spec.model import ModelSection
     from pipeline.worker.members import LoadedMember
 
 # Ray counts resources in ten-thousandths; a bundle of none at all is refused.

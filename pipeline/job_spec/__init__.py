@@ -10,12 +10,12 @@ if TYPE_CHECKING:
         ImagesSection,
         InputSection,
         JobSpec,
-        ModelSection,
         OutputSection,
         RetrySection,
         SelectSection,
         load_spec,
     )
+    from pipeline.job_spec.model import ModelSection
 
 __all__ = [
     "ComputeSection",

@@ -28,7 +28,7 @@ from htc_model.masks.encode import encode_detections
 from htc_model.masks.frames import encode_frames
 from htc_model.structures import Detections, FrameDetections, Rle
 from pipeline.errors import HtcError, ImageError
-from pipeline.job_spec.job import ModelSection
+from pipeline.job_spec.model import ModelSection
 from pipeline.models.checked import CheckedModel
 from pipeline.models.factory import make_model, search_path
 from pipeline.models.made_images import made_images

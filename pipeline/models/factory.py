@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ModelError
-from pipeline.job_spec.job import ModelSection
+from pipeline.job_spec.model import ModelSection
 from pipeline.models.adapters import find_adapter
 from pipeline.models.entry_points import load_registered
 from pipeline.storage.storage import Storage

@@ -13,7 +13,7 @@ import torch
 def main() -> None:
     """Make the model and take one image through it; an error ends the process with its sentence on stderr."""
     from pipeline.errors import HtcError
-    from pipeline.job_spec.job import ModelSection
+    from pipeline.job_spec.model import ModelSection
     from pipeline.models.conformance import find_alone
     from pipeline.models.factory import make_model
 

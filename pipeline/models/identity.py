@@ -13,7 +13,7 @@ from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
-from pipeline.job_spec.job import ModelSection
+from pipeline.job_spec.model import ModelSection
 from pipeline.job_spec.model_reference import registered_factories
 from pipeline.models.adapters import find_adapter
 from pipeline.models.factory import check_options, find_factory

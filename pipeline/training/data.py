@@ -19,7 +19,7 @@ from pipeline.errors import ImageError, SpecError, StorageError, WeightsUnavaila
 from pipeline.inputs.coco_files import read_coco
 from pipeline.inputs.decode import decode_image
 from pipeline.inputs.label_maps import decode_label_map
-from pipeline.job_spec.job import ModelSection
+from pipeline.job_spec.model import ModelSection
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import absolute_uri, base_name, join
 from pipeline.text import count_of

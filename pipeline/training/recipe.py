@@ -13,7 +13,7 @@ from htc_model.weights.model_zoo import BUNDLED_PRESET
 from pipeline.datasets.layout import Split, find_splits, locate_images
 from pipeline.errors import SpecError
 from pipeline.inputs.coco_files import read_coco
-from pipeline.job_spec.job import ModelSection
+from pipeline.job_spec.model import ModelSection
 from pipeline.machine_limits import usable_cpus
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import absolute_uri, folder_of, has_scheme, join, suffix_of

@@ -19,7 +19,7 @@ from htc_model.weights.model_zoo import (
     sha256_prefix_of,
 )
 from pipeline.errors import NotFoundError, StorageError, WeightsUnavailableError
-from pipeline.job_spec.job import ModelSection
+from pipeline.job_spec.model import ModelSection
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import base_name, home_path, is_local, local_path
 from pipeline.text import message_of

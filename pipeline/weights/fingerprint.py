@@ -10,7 +10,7 @@ from htc_model.class_maps import ensemble_config
 from htc_model.config import ModelConfig, config_from_dict, config_sha256, load_preset
 from pipeline.errors import SpecError
 from pipeline.job_spec.ensemble import EnsembleSection
-from pipeline.job_spec.job import ModelSection
+from pipeline.job_spec.model import ModelSection
 from pipeline.job_spec.tiles import TilesSection, plain_tiles
 from pipeline.storage.storage import Storage
 from pipeline.weights.cache import resolve_weights

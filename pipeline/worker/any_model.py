@@ -9,7 +9,7 @@ from pipeline.models.factory import make_model
 from pipeline.worker.segmenter import load_model as load_preset_model
 
 if TYPE_CHECKING:
-    from pipeline.job_spec.job import ModelSection
+    from pipeline.job_spec.model import ModelSection
     from pipeline.storage.storage import Storage
     from pipeline.worker.fast_path import SegmentationModel
     from pipeline.worker.segmenter import LoadModel

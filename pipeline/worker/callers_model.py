@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
-    from pipeline.job_spec.job import ModelSection
+    from pipeline.job_spec.model import ModelSection
     from pipeline.models.protocol import InstanceModel
     from pipeline.worker.fast_path import SegmentationModel
     from pipeline.worker.segmenter import LoadModel

@@ -26,7 +26,7 @@ from pipeline.worker.memory_budget import check_on_device
 from pipeline.worker.segmenter import load_model, pick_device, prepare_for_cpu, settle_precision
 
 if TYPE_CHECKING:
-    from pipeline.job_spec.job import ModelSection
+    from pipeline.job_spec.model import ModelSection
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from pipeline.machine_limits import usable_memory
 from pipeline.planning.worker_plan import expected_workers, local_gpus
 
 if TYPE_CHECKING:
-    from pipeline.job_spec.job import ModelSection
+    from pipeline.job_spec.model import ModelSection
 
 # Python, torch and, on a GPU, the context: what a worker holds without a network.
 PROCESS_BYTES = 512 * 2**20

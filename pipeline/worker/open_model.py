@@ -17,7 +17,7 @@ from pipeline.worker.memory_budget import check_on_device, is_budgeted
 from pipeline.worker.segmenter import LoadModel, augment, prepare_for_cpu, settle_precision
 
 if TYPE_CHECKING:
-    from pipeline.job_spec.job import ModelSection
+    from pipeline.job_spec.model import ModelSection
     from pipeline.storage.storage import Storage
     from pipeline.worker.members import OpenMembers
 

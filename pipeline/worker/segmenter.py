@@ -33,7 +33,7 @@ from pipeline.worker.uploads import Upload
 
 if TYPE_CHECKING:
     # The network's part of a worker runs without the libraries of specs and stores.
-    from pipeline.job_spec.job import ModelSection
+    from pipeline.job_spec.model import ModelSection
     from pipeline.storage.storage import Storage
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from pipeline.errors import HtcError
 from pipeline.inputs.formats.bands import AS_STORED, BandRule
 from pipeline.inputs.shard import Shard
-from pipeline.job_spec.job import ImagesSection, ModelSection
+from pipeline.job_spec.job import ImagesSection
+from pipeline.job_spec.model import ModelSection
 from pipeline.job_spec.tiles import TilesSection
 from pipeline.logs import placed
 from pipeline.machine_limits import machine_name

@@ -10,7 +10,7 @@ import torch
 
 from htc_model.config import ModelConfig, ResizeConfig, load_preset
 from htc_model.structures import ImageBatch, RawDetections
-from pipeline.job_spec.job import ModelSection
+from pipeline.job_spec.model import ModelSection
 from tests.chaos.plan import POISON_SIZE, Plan
 from tests.chaos.sabotage import sabotage
 

@@ -14,7 +14,7 @@ from htc_model.training.annotations import CocoAnnotations
 from jobs.results.evaluation.run_images import MatchRule, RunImages
 from jobs.results.evaluation.truth import listed
 from pipeline.errors import HtcError, InputError
-from pipeline.job_spec.job import ModelSection
+from pipeline.job_spec.model import ModelSection
 from pipeline.output.mask_functions import mask_is_valid
 from pipeline.output.results import Results
 from pipeline.output.views import query_views

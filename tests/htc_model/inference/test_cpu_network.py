@@ -14,7 +14,7 @@ from htc_model.inference.precision import PrecisionChoice
 from htc_model.network.detector import HTC, build_model
 from htc_model.weights.load import load_into, load_weights
 from htc_model.weights.model_zoo import bundled_weights
-from pipeline.job_spec.job import ModelSection
+from pipeline.job_spec.model import ModelSection
 from pipeline.weights.fingerprint import resolve_config
 from pipeline.worker.segmenter import prepare_for_cpu
 from tests.htc_model.inference.test_fold import BACKBONES, assert_close, heads, model_of

@@ -16,7 +16,7 @@ from htc_model.masks.encode import encode_detections
 from htc_model.network.detector import HTC
 from htc_model.structures import ImageBatch
 from htc_model.weights import bundled_weights
-from pipeline.job_spec.job import ModelSection
+from pipeline.job_spec.model import ModelSection
 from pipeline.worker.segmenter import load_model
 from tests.support.builders.networks import (
     assert_wellformed,

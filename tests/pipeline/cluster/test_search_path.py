@@ -10,7 +10,7 @@ import pytest
 from pipeline.cluster import search_path
 from pipeline.cluster.connection import make_job_config
 from pipeline.cluster.search_path import worker_search_path
-from pipeline.job_spec.job import ModelSection
+from pipeline.job_spec.model import ModelSection
 from pipeline.worker.callers_model import CallersModel, callers_search_path
 from tests.support.fakes.models import LoadFake
 

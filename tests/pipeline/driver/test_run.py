@@ -14,7 +14,8 @@ from pipeline.cluster.connection import RayStarter
 from pipeline.driver.progress import SilentProgress
 from pipeline.driver.run_job import run
 from pipeline.errors import InputError, StoppedError
-from pipeline.job_spec.job import ModelSection, load_spec
+from pipeline.job_spec.job import load_spec
+from pipeline.job_spec.model import ModelSection
 from pipeline.planning.background import BackgroundPlanner
 from pipeline.runs.run import RunHandle
 from pipeline.storage.storage import Storage

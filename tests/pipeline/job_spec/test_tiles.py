@@ -3,7 +3,8 @@
 import pytest
 
 from pipeline.errors import SpecError
-from pipeline.job_spec.job import JobSpec, ModelSection, load_spec
+from pipeline.job_spec.job import JobSpec, load_spec
+from pipeline.job_spec.model import ModelSection
 from pipeline.weights.fingerprint import compute_fingerprint, with_tiles
 
 PLACES = {"input.uri": "in", "output.uri": "out"}

@@ -7,7 +7,8 @@ from torch import nn
 
 from jobs.cli.options import model_options_of
 from pipeline.errors import ModelError, SpecError
-from pipeline.job_spec.job import ModelSection, load_spec
+from pipeline.job_spec.job import load_spec
+from pipeline.job_spec.model import ModelSection
 from pipeline.models.factory import find_factory, make_model, search_path
 from tests.support.fakes.own_models import Regions
 

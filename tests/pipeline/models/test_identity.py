@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.job_spec.job import ModelSection, load_spec
+from pipeline.job_spec.job import load_spec
+from pipeline.job_spec.model import ModelSection
 from pipeline.models import factory
 from pipeline.models.identity import FactoryFingerprint, fingerprint_of, identify_model
 from pipeline.weights.fingerprint import compute_fingerprint

@@ -16,7 +16,7 @@ from torchvision.models import detection, get_model, get_model_weights, list_mod
 from htc_model.structures import Detections
 from htc_model.weights.openmmlab import WeightsError
 from pipeline.errors import ModelError
-from pipeline.job_spec.job import ModelSection
+from pipeline.job_spec.model import ModelSection
 from pipeline.messages import ImageFailure
 from pipeline.models.factory import make_model
 from pipeline.models.torchvision_models import TorchvisionModel, TorchvisionPixels, make

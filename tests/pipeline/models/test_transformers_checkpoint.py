@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ModelError
-from pipeline.job_spec.job import ModelSection
+from pipeline.job_spec.model import ModelSection
 from pipeline.models import transformers_models
 from pipeline.models.adapters import ADAPTERS
 from pipeline.models.identity import fingerprint_of, identify_model

@@ -18,7 +18,7 @@ from htc_model.weights import model_zoo as registry
 from htc_model.weights.openmmlab import WeightsError
 from htc_model.weights.untrained import untrained_state
 from pipeline.errors import StorageError, WeightsUnavailableError
-from pipeline.job_spec.job import ModelSection
+from pipeline.job_spec.model import ModelSection
 from pipeline.storage.storage import Storage
 from pipeline.weights.cache import cache_folder, download, fetch_weights, resolve_weights
 from pipeline.weights.verify import verify_file

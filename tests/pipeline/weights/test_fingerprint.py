@@ -10,7 +10,7 @@ import torch
 from htc_model.config import ModelConfig, load_preset
 from htc_model.weights.load import save_weights
 from pipeline.errors import SpecError
-from pipeline.job_spec.job import ModelSection
+from pipeline.job_spec.model import ModelSection
 from pipeline.weights.fingerprint import compute_fingerprint, resolve_config, resolve_preset
 
 

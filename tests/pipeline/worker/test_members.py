@@ -11,7 +11,8 @@ from torch import Tensor
 from htc_model.config import ModelConfigError
 from htc_model.finite import NonFiniteError
 from htc_model.inference.ensemble import EnsembleModel
-from pipeline.job_spec.job import ModelSection, load_spec
+from pipeline.job_spec.job import load_spec
+from pipeline.job_spec.model import ModelSection
 from pipeline.storage.config import StorageSection
 from pipeline.worker.error_boundaries import MemberLostError
 from pipeline.worker.members import LoadedMember, MemberHost, RemoteMember, load_ensemble

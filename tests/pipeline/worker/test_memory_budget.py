@@ -7,7 +7,8 @@ import pytest
 from htc_model.config import ModelConfig, ViewConfig, load_preset
 from htc_model.inference.memory import estimate_memory
 from htc_model.network.detector import build_model
-from pipeline.job_spec.job import ComputeSection, ModelSection, load_spec
+from pipeline.job_spec.job import ComputeSection, load_spec
+from pipeline.job_spec.model import ModelSection
 from pipeline.weights.fingerprint import resolve_config
 from pipeline.worker import memory_budget
 from pipeline.worker.memory_budget import (

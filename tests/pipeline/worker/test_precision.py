@@ -11,7 +11,7 @@ from htc_model.config import load_preset
 from htc_model.inference.precision import PrecisionChoice
 from htc_model.structures import ImageBatch, RawDetections
 from pipeline.driver.run_job import worker_settings
-from pipeline.job_spec.job import ModelSection
+from pipeline.job_spec.model import ModelSection
 from pipeline.messages import WorkerReady
 from pipeline.worker.segmenter import DecodedImage, Segmenter, settle_precision
 from pipeline.worker.worker import Worker

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from htc_model.structures import Detections
-from pipeline.job_spec.job import ModelSection
+from pipeline.job_spec.model import ModelSection
 from pipeline.messages import ImageFailure
 from pipeline.models.factory import make_model
 from pipeline.worker.segmenter import DecodedImage, Segmenter

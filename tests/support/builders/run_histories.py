@@ -25,7 +25,7 @@ from htc_model.structures import ImageBatch, RawDetections
 from pipeline.driver.events import Event
 from pipeline.errors import StorageError, TransientStorageError
 from pipeline.inputs.read import fetch_image
-from pipeline.job_spec.job import ModelSection
+from pipeline.job_spec.model import ModelSection
 from pipeline.runs.cleanup import remove_leftovers
 from pipeline.storage.storage import Storage
 from tests.chaos.model import ContentModel

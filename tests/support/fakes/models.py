@@ -22,7 +22,7 @@ from PIL import Image
 from htc_model.config import ModelConfig, load_preset
 from htc_model.finite import NonFiniteError
 from htc_model.structures import ImageBatch, RawDetections, SemanticMap
-from pipeline.job_spec.job import ModelSection
+from pipeline.job_spec.model import ModelSection
 from tests.support.fakes.in_process_pool import Death
 
 Raising = Literal["raise", "oom", "device_lost", "die"]
