@@ -37,11 +37,11 @@ __getattr__ = attach(
             "ImagesSection",
             "InputSection",
             "JobSpec",
-            "ModelSection",
             "OutputSection",
             "RetrySection",
             "SelectSection",
             "load_spec",
         ],
+        "model": ["ModelSection"],
     },
 )
