@@ -175,7 +175,7 @@ def check_options(factory: Factory, values: dict[str, Any], reference: str) -> N
     try:
         signature = inspect.signature(factory)
     except (TypeError, ValueError):
-        # Written in C; calling it will tell.
+        # Written in C: it has no signature, and raises when it is called.
         return
     parameters = signature.parameters.values()
     if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters):

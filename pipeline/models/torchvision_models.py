@@ -258,7 +258,7 @@ def _build(name: str, options: Mapping[str, Any], weights: WeightsEnum | None = 
 
 
 def _check_options(name: str, options: Mapping[str, Any], network: nn.Module) -> None:
-    """Refuse options that torchvision's builders hand on until nobody reads them."""
+    """Refuse options that no part of the model reads; torchvision's builders pass them over."""
     readers: list[Any] = [models.get_model_builder(name), GeneralizedRCNNTransform]
     readers += [each for each in type(network).__mro__ if each.__module__.startswith("torchvision.")]
     known = {each for reader in readers for each in inspect.signature(reader).parameters} - _NO_OPTIONS

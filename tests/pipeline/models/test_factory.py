@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
+from jobs.cli.options import model_options_of
 from pipeline.errors import ModelError, SpecError
 from pipeline.job_spec.job import ModelSection, load_spec
 from pipeline.models.factory import find_factory, make_model, search_path
@@ -143,3 +144,15 @@ def test_a_spec_of_a_factory_loads_again_from_what_it_dumps() -> None:
     model = spec(**{"model.preset": "my_models:load", "model.options.a": [1, "x"]})
     assert ModelSection.model_validate(model.model_dump(mode="json")) == model
     assert ModelSection.model_validate(model.model_dump(mode="json", exclude_unset=True)) == model
+
+
+def test_options_on_the_command_line_are_read_as_yaml() -> None:
+    given = ["a=1", "b=[1, x]", "c.d=true", "e=", "f=text", "g=a=b"]
+    values = {key.removeprefix("model.options."): value for key, value in model_options_of(given)}
+    assert values == {"a": 1, "b": [1, "x"], "c.d": True, "e": None, "f": "text", "g": "a=b"}
+    assert spec(**{"model.preset": "my_models:load", "model.options.c.d": True}).options == {"c": {"d": True}}
+    for wrong in ("a", "=1", "a.=1"):
+        with pytest.raises(SpecError, match="--model-option takes KEY=VALUE"):
+            list(model_options_of([wrong]))
+    with pytest.raises(SpecError, match="The value of --model-option a is not valid YAML"):
+        list(model_options_of(["a=[1"]))
