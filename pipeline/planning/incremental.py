@@ -23,6 +23,29 @@ from pipeline.storage.storage import Storage
 PART_ROWS = 65_536
 _MAPS = tuple(f"model.{table}" for table in MAP_TABLES)
 _LIMITS = ("images.max_pixels", "images.max_bytes")
+# What changes no image's results. A key of the identity that is not named here counts, so that none can be forgotten.
+_CHOOSING = (
+    "input.uri",
+    "input.glob",
+    "input.limit",
+    # Of the images' names; that of their bytes counts, as row 7 of a file has one name in every column.
+    "input.uri_column",
+    "compute.shard_images",
+    "select.mode",
+    "select.retry",
+    "select.where",
+)
+# `ModelFingerprint` holds these as they are computed: the preset of the weights, the views of `augment`.
+_IN_FINGERPRINT = (
+    "model.preset",
+    "model.score_threshold",
+    "model.max_detections",
+    "model.suppression",
+    "model.augment",
+    "model.options",
+    "model.ensemble.",
+    "tiles",
+)
 
 
 @dataclass(frozen=True)
@@ -123,7 +146,7 @@ def _compare_runs(section: InputSection, run: NewRun, records: Sequence[RunRecor
     return RunCompatibility(
         is_same_model=flags(
             record.fingerprint == dict(run.fingerprint)
-            and record.identity.get("model.precision") == run.identity["model.precision"]
+            and _settings(record.identity) == _settings(run.identity)
             # An earlier run may have more tables, and lacks none.
             and all(record.identity.get(key) == run.identity.get(key) for key in _MAPS if run.identity.get(key))
             for record in records
@@ -133,6 +156,12 @@ def _compare_runs(section: InputSection, run: NewRun, records: Sequence[RunRecor
         ),
         is_same_input=flags(is_of_input(record, section) for record in records),
     )
+
+
+def _settings(identity: Mapping[str, object]) -> dict[str, object]:
+    """Return what an image's results depend on beside the model, the limits and the tables that are asked for."""
+    others = {*_CHOOSING, *_LIMITS, *_MAPS}
+    return {key: value for key, value in identity.items() if key not in others and not key.startswith(_IN_FINGERPRINT)}
 
 
 def _in_parts(tables: Iterator[pa.Table], is_stopped: threading.Event) -> Iterator[pa.Table]:
