@@ -44,7 +44,8 @@ STAT_THREADS = 16
 class RunCompatibility:
     """How earlier runs compare with the new one; each [runs] bool, oldest run first.
 
-    is_same_model: same model and settings, which are all that results depend on. is_same_limits: same limits on images. is_same_input: same input.
+    is_same_model: same model and settings, which are all that results depend on. is_same_limits: same limits on images.
+    is_same_input: same input.
     """
 
     is_same_model: NDArray[np.bool_]
