@@ -171,7 +171,7 @@ def test_a_run_without_the_table_says_how_to_get_it(htc: Htc, tmp_path: Path) ->
     code, out, err = htc("evaluate", run.uri, str(run.truth), "--panoptic")
     assert (code, out) == (2, "")
     assert "Run night has no panoptic table" in err
-    assert "run again with --panoptic" in err
+    assert "run again with --incremental --panoptic" in err
 
 
 def test_images_and_categories_of_one_side_only_are_named(htc: Htc, tmp_path: Path) -> None:
