@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError
-from pipeline.job_spec.job import InputSection, SelectSection
+from pipeline.job_spec.job import CHOICE_KEYS, InputSection, SelectSection
 from pipeline.job_spec.map_tables import MAP_TABLES
 from pipeline.output.deletions import write_deletions
 from pipeline.output.results import Results
@@ -23,18 +23,6 @@ from pipeline.storage.storage import Storage
 PART_ROWS = 65_536
 _MAPS = tuple(f"model.{table}" for table in MAP_TABLES)
 _LIMITS = ("images.max_pixels", "images.max_bytes")
-# What changes no image's results. A key of the identity that is not named here counts, so that none can be forgotten.
-_CHOOSING = (
-    "input.uri",
-    "input.glob",
-    "input.limit",
-    # Of the images' names; that of their bytes counts, as row 7 of a file has one name in every column.
-    "input.uri_column",
-    "compute.shard_images",
-    "select.mode",
-    "select.retry",
-    "select.where",
-)
 # `ModelFingerprint` holds these as they are computed: the preset of the weights, the views of `augment`.
 _IN_FINGERPRINT = (
     "model.preset",
@@ -160,7 +148,7 @@ def _compare_runs(section: InputSection, run: NewRun, records: Sequence[RunRecor
 
 def _settings(identity: Mapping[str, object]) -> dict[str, object]:
     """Return what an image's results depend on beside the model, the limits and the tables that are asked for."""
-    others = {*_CHOOSING, *_LIMITS, *_MAPS}
+    others = {*CHOICE_KEYS, *_LIMITS, *_MAPS}
     return {key: value for key, value in identity.items() if key not in others and not key.startswith(_IN_FINGERPRINT)}
 
 
