@@ -259,6 +259,15 @@ def test_other_settings_are_said(tmp_path: Path, settings: dict[str, tuple[objec
     assert diff_runs(str(tmp_path)).notes == ((f"The runs differ in {said}.",) if said else ())
 
 
+@pytest.mark.parametrize(("has_masks", "pairs"), [((True, False), 1), ((False, False), 0), ((True, True), 0)])
+def test_boxes_in_the_place_of_masks_are_said(tmp_path: Path, has_masks: tuple[bool, bool], pairs: int) -> None:
+    sides = [{"a": Pictured([Found("dog", 0.9, (0, 0, 10, 10), has_mask=has_mask)])} for has_mask in has_masks]
+    found = two_runs(tmp_path, *sides)
+    assert changed(found) == {"same": 1}
+    said = ("1 pair compared by boxes, as only one of the two instances has a mask.",)
+    assert found.notes == (said if pairs else ())
+
+
 def test_a_damaged_mask_is_named(tmp_path: Path) -> None:
     moved = Found("dog", 0.9, (0, 0, 10, 9), counts="52")
     with pytest.raises(InputError, match=r"instance 1 of b is damaged .*run tuesday"):
