@@ -410,16 +410,17 @@ def evaluate(
         ),
     ] = None,
     min_score: Annotated[
-        float,
+        float | None,
         typer.Option(
             "--min-score",
             metavar="F",
             min=0,
             max=1,
             help="Only instances that score at least F. In the confusion matrix and for the worst images; the metrics "
-            "take every one.",
+            "take every one. [default: 0.3]",
+            show_default=False,
         ),
-    ] = 0.3,
+    ] = None,
     worst: Annotated[
         int, typer.Option("--worst", metavar="N", min=0, help="Name and draw the N images with most mistakes.")
     ] = 12,
@@ -440,10 +441,16 @@ def evaluate(
     from jobs.results.evaluation import report_evaluation
     from jobs.results.evaluation.command import ReportFormat
     from jobs.results.evaluation.run_images import MatchRule as Rule
+    from jobs.results.evaluation.score import DEFAULT_MIN_SCORE
 
     if panoptic:
         from jobs.results.panoptic_quality import report_panoptic_quality
 
+        if min_score is not None:
+            raise SpecError(
+                "--min-score chooses instances, and segments were chosen when the map was merged; leave it out, or run "
+                "again with another model.panoptic.min_score."
+            )
         raise typer.Exit(
             report_panoptic_quality(
                 output_uri,
@@ -471,7 +478,7 @@ def evaluate(
             output_format=None if output_format is None else ReportFormat(output_format.value),
             per_category=per_category,
             folder=to,
-            min_score=min_score,
+            min_score=DEFAULT_MIN_SCORE if min_score is None else min_score,
             worst=worst,
             is_json=as_json,
             storage_section=storage.section(),

@@ -111,7 +111,9 @@ def opened_publisher(
     # The tables need absolute names: their readers have other working folders.
     results = open_results(absolute_uri(output_uri), Storage(section))
     if not namespace or not all(part.isidentifier() for part in namespace.split(".")):
-        raise SpecError(f"--namespace must be a name, or several names with dots between them, not {namespace!r}.")
+        raise SpecError(
+            f"--catalog-namespace must be a name, or several names with dots between them, not {namespace!r}."
+        )
     opened = open_catalog(catalog, results.output_uri, section)
     from jobs.maintenance.iceberg.publisher import Publisher
 

@@ -50,11 +50,18 @@ def check_table(results: "Results", run: str, table: MapTable) -> None:
     Raises:
         InputError: it was not asked for.
     """
-    if not has_table(results, run, table):
+    if has_table(results, run, table):
+        return
+    record = next((each for each in results.records if each.run == run), None)
+    if record is not None and record.identity.get("tiles") is not None:
         raise InputError(
-            f"Run {run} has no {table} table, because it was not asked for one; run again with --{table} --fresh, or "
-            "name a run that has one with --run."
+            f"Run {run} has no {table} table, because it cut images into tiles, and maps of tiles are not joined; run "
+            f"with --{table} and without --tiles, or name a run that has one with --run."
         )
+    raise InputError(
+        f"Run {run} has no {table} table, because it was not asked for one; run again with --incremental --{table}, "
+        "which does the images without one, or name a run that has one with --run."
+    )
 
 
 def has_table(results: "Results", run: str, table: MapTable) -> bool:

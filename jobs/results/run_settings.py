@@ -2,25 +2,23 @@
 
 from typing import TYPE_CHECKING
 
+from pipeline.job_spec.job import CHOICE_KEYS
 from pipeline.job_spec.model import ModelSection
 
 if TYPE_CHECKING:
     from pipeline.output.run_record import RunRecord
 
-_SECTIONS = ("model.", "images.")
-# The model's name holds it.
 _THRESHOLD = "model.score_threshold"
+# The model's name holds it.
 _NAMED_OTHERWISE = frozenset({"model.preset"})
 
 
 def other_settings(one: "RunRecord", other: "RunRecord") -> list[str]:
-    """Return the spec keys of model and images in which two runs differ, each with both values."""
+    """Return the spec keys that results depend on and in which two runs differ, each with both values."""
     keys = sorted(
         key
         for key in {*one.identity, *other.identity}
-        if key.startswith(_SECTIONS)
-        and key not in _NAMED_OTHERWISE
-        and one.identity.get(key) != other.identity.get(key)
+        if key not in CHOICE_KEYS | _NAMED_OTHERWISE and one.identity.get(key) != other.identity.get(key)
     )
     return [f"{key} ({_shown(one, key)}, {_shown(other, key)})" for key in keys]
 

@@ -10,7 +10,6 @@ from typing import Any
 from jobs.running.probe import Probe
 from jobs.terminal.console import Alignment, write_line, write_table
 from pipeline.errors import SpecError
-from pipeline.job_spec.augment import plain_values
 from pipeline.job_spec.budget import BudgetSection, amount_text
 from pipeline.job_spec.deadline import deadline_after, local_text, parse_duration
 from pipeline.job_spec.job import JobSpec
@@ -177,10 +176,10 @@ def parse_workers(text: str) -> tuple[int, int] | None:
 def rate_of_runs(
     spec: JobSpec, storage: Storage, fingerprint: Mapping[str, Any], *, like: str | None, now: datetime
 ) -> RateOfRun | None:
-    """Return the rate of the last run of the model in the spec's output, or of the run or output that `like` names.
+    """Return the rate of the last run that did the same work in the spec's output, or in what `like` names.
 
     Raises:
-        SpecError: `like` names no run of this model that has worked on an image.
+        SpecError: `like` names no run of this model and work that has worked on an image.
         StorageError: the output cannot be read.
     """
     gpus = spec.compute.gpus_per_worker
@@ -190,8 +189,7 @@ def rate_of_runs(
         storage,
         output,
         fingerprint=fingerprint,
-        precision=spec.model.precision,
-        augment=plain_values(spec.model.augment),
+        identity=spec.identity(),
         device=device,
         run=run,
         now=now,
@@ -200,7 +198,7 @@ def rate_of_runs(
         name = f"The run {run} in {output}" if run else f"No run in {output}"
         verb = "has not" if run else "has"
         raise SpecError(
-            f"{name} {verb} measured {spec.model.preset} with these weights and views, and precision "
+            f"{name} {verb} measured {spec.model.preset} with these weights, views, tiles and maps, and precision "
             f"{spec.model.precision}; name another with --like, or measure with --probe."
         )
     return found

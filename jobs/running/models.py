@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.terminal.console import say, write_json, write_line, write_table
 from pipeline.errors import ImageError, ModelError, SpecError
-from pipeline.job_spec.parsing import set_dotted
+from pipeline.job_spec.parsing import WEIGHTS_WORDS, set_dotted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,7 +52,7 @@ def report_check(
         image: a file; None for images that are computed.
 
     Raises:
-        SpecError: the model is a preset, or the image cannot be read.
+        SpecError: the model is a preset or a word for its weights, or the image cannot be read.
     """
     from htc_model.config import PRESETS
     from pipeline.models.conformance import check_model
@@ -60,6 +60,10 @@ def report_check(
     if model in PRESETS:
         raise SpecError(
             f"{model} is a preset, which this program's own tests check; `htc plan --model {model}` loads it."
+        )
+    if model in WEIGHTS_WORDS:
+        raise SpecError(
+            f"{model} is a word for weights of a preset, not a model; `htc plan --weights {model}` loads them."
         )
     tree: dict[str, Any] = {}
     for key, value in options.items():

@@ -131,7 +131,9 @@ def report_plan(
     survey, changes = _survey(spec, storage, existing, incremental, size_sample)
     listing_s = time.monotonic() - began
     sample = decode_sample(spec, survey, storage)
-    check = check_model(spec, sample.images if is_model_timed and not options.is_probed else None)
+    # Beside images that are cut, the time of one that is not says nothing about the run's.
+    timed = sample.images if not sample.cut else []
+    check = check_model(spec, timed if is_model_timed and not options.is_probed else None)
     estimate = _estimate(spec, survey, existing, check)
     probe = None
     if size_sample is not None and not check.problem:
@@ -169,7 +171,11 @@ def report_plan(
     lines = [*_input_lines(survey), *_sample_lines(sample), *_run_lines(spec, existing, run, changes)]
     lines += [
         *check.lines,
-        *(_time_lines(estimate, check) if cost is None else [("this machine", f"workers: {estimate.description}")]),
+        *(
+            _time_lines(estimate, check, is_cut=bool(sample.cut))
+            if cost is None
+            else [("this machine", f"workers: {estimate.description}")]
+        ),
     ]
     if cost is not None:
         lines += rate_lines(cost)
@@ -471,8 +477,10 @@ def _estimate(spec: JobSpec, survey: InputSurvey, existing: RunHandle | None, ch
     return _Estimate(workers.workers, description, images, seconds)
 
 
-def _time_lines(estimate: _Estimate, check: ModelCheck) -> Iterator[Line]:
+def _time_lines(estimate: _Estimate, check: ModelCheck, *, is_cut: bool) -> Iterator[Line]:
     yield "workers", estimate.description
+    if is_cut and estimate.images and not check.problem:
+        yield "time", "not known, as images are cut into tiles; --probe measures some"
     if estimate.seconds is None:
         return
     yield "time", f"about {format_duration(estimate.seconds)} on this machine for {count_of(estimate.images, 'image')}"

@@ -7,10 +7,8 @@ from typing import Any
 from pipeline.driver.progress import ProgressDisplay
 from pipeline.driver.run_limits import RunLimits
 from pipeline.errors import SpecError
-from pipeline.job_spec.augment import plain_values
 from pipeline.job_spec.budget import BudgetSection
 from pipeline.job_spec.deadline import local_text
-from pipeline.job_spec.model import ModelSection
 from pipeline.planning.estimate import Estimate, PricedPool, Work, WorkerRate, estimate_run, judge
 from pipeline.runs.begin import remove_begun
 from pipeline.runs.measured_rate import last_rate
@@ -24,17 +22,24 @@ class LateRunError(SpecError):
 
 
 def rate_before(
-    budget: BudgetSection, model: ModelSection, storage: Storage, output_uri: str, fingerprint: Mapping[str, Any]
+    budget: BudgetSection,
+    storage: Storage,
+    output_uri: str,
+    *,
+    fingerprint: Mapping[str, Any],
+    identity: Mapping[str, object],
 ) -> WorkerRate | None:
-    """Return a worker's rate in the last run of the same model in this output; None without one or without a limit.
+    """Return a worker's rate in the last run here that did the same work; None without one or without a limit.
+
+    Args:
+        fingerprint, identity: see `last_rate`.
 
     Raises:
         StorageError: the output cannot be read.
     """
     if budget.deadline is None and budget.max_cost is None:
         return None
-    views = plain_values(model.augment)
-    found = last_rate(storage, output_uri, fingerprint=fingerprint, precision=model.precision, augment=views)
+    found = last_rate(storage, output_uri, fingerprint=fingerprint, identity=identity)
     return None if found is None else found.rate
 
 

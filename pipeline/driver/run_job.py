@@ -126,7 +126,13 @@ def run(
             if os.environ.get("RAY_ADDRESS") and load_model is None:
                 for member in spec.model.members:
                     connection.enter_context(weights_on_nodes(resolve_weights(member, storage)))
-            rate = rate_before(spec.budget, spec.model, storage, spec.output.uri, fingerprint.to_dict())
+            rate = rate_before(
+                spec.budget,
+                storage,
+                spec.output.uri,
+                fingerprint=fingerprint.to_dict(),
+                identity=spec.identity(),
+            )
             opened = _open(spec, fingerprint, storage, stop, display, name=run, fresh=fresh, on_work=when_there_is_work)
             opened.start_up = start_up
             set_place(run=opened.name)

@@ -169,6 +169,9 @@ def gather_ensemble(tree: Any) -> Any:
     return tree
 
 
+_FLAGS = {"fusion": "fusion (--fusion)", "spread": "spread (--spread)"}
+
+
 def settle_ensemble(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of a model's section that holds an ensemble: its preset and weights are the ensemble's.
 
@@ -183,6 +186,11 @@ def settle_ensemble(values: Mapping[str, Any]) -> dict[str, Any]:
     if alone and not {"preset", "weights"} & set(chosen):
         del chosen["ensemble"]
         return settle_together(chosen | alone)
+    if isinstance(section, Mapping) and set(section) <= set(_FLAGS):
+        words = f"has {' and '.join(_FLAGS[key] for key in section)}" if section else "is empty"
+        raise ValueError(
+            f"ensemble {words}, and names no network; name each with --member or in ensemble.members, or leave it out"
+        )
     named = section.preset if isinstance(section, EnsembleSection) else None
     if chosen.get("weights") == ENSEMBLE:
         # A spec that was written by this program.

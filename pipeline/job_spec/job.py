@@ -25,6 +25,21 @@ from pipeline.storage.uris import absolute_uri
 DEFAULT_PART_MIB = 256
 # A file is merged in memory before it is written.
 MAX_PART_MIB = 2048
+# Of `JobSpec.identity`: which images there are, and in which shards. No image's results depend on these keys, and on
+# every other one they may; a new key counts among the others until it is named here.
+CHOICE_KEYS = frozenset(
+    {
+        "input.uri",
+        "input.glob",
+        "input.limit",
+        # Of images' names. That of their bytes is another matter: row 7 of a file has one name in every column.
+        "input.uri_column",
+        "compute.shard_images",
+        "select.mode",
+        "select.retry",
+        "select.where",
+    }
+)
 AutoShardImages = Annotated[
     Literal["auto"] | Annotated[int, Field(ge=1, le=100_000)], BeforeValidator(digits_as_number)
 ]

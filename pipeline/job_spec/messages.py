@@ -63,7 +63,9 @@ def _wrong_value(
         return f"{dotted} must be a section with the keys {names}, not {_shown(value)}."
     if kind == "value_error":
         message = message.removeprefix("Value error, ")
-        return f"{dotted}: {message}" if message.endswith("?") else f"{dotted}: {message}."
+        # What is wrong with the spec as a whole names its keys itself.
+        sentence = f"{dotted}: {message}" if key else message
+        return sentence if message.endswith("?") else f"{sentence}."
     if description is None:
         return f"{dotted}: {message[:1].lower()}{message[1:]}, not {_shown(value)}."
     return f"{dotted} must be {description}, not {_shown(value)}."

@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError
-from pipeline.job_spec.job import InputSection, SelectSection
+from pipeline.job_spec.job import CHOICE_KEYS, InputSection, SelectSection
 from pipeline.job_spec.map_tables import MAP_TABLES
 from pipeline.output.deletions import write_deletions
 from pipeline.output.results import Results
@@ -23,6 +23,17 @@ from pipeline.storage.storage import Storage
 PART_ROWS = 65_536
 _MAPS = tuple(f"model.{table}" for table in MAP_TABLES)
 _LIMITS = ("images.max_pixels", "images.max_bytes")
+# `ModelFingerprint` holds these as they are computed: the preset of the weights, the views of `augment`.
+_IN_FINGERPRINT = (
+    "model.preset",
+    "model.score_threshold",
+    "model.max_detections",
+    "model.suppression",
+    "model.augment",
+    "model.options",
+    "model.ensemble.",
+    "tiles",
+)
 
 
 @dataclass(frozen=True)
@@ -123,7 +134,7 @@ def _compare_runs(section: InputSection, run: NewRun, records: Sequence[RunRecor
     return RunCompatibility(
         is_same_model=flags(
             record.fingerprint == dict(run.fingerprint)
-            and record.identity.get("model.precision") == run.identity["model.precision"]
+            and _settings(record.identity) == _settings(run.identity)
             # An earlier run may have more tables, and lacks none.
             and all(record.identity.get(key) == run.identity.get(key) for key in _MAPS if run.identity.get(key))
             for record in records
@@ -133,6 +144,12 @@ def _compare_runs(section: InputSection, run: NewRun, records: Sequence[RunRecor
         ),
         is_same_input=flags(is_of_input(record, section) for record in records),
     )
+
+
+def _settings(identity: Mapping[str, object]) -> dict[str, object]:
+    """Return what an image's results depend on beside the model, the limits and the tables that are asked for."""
+    others = {*CHOICE_KEYS, *_LIMITS, *_MAPS}
+    return {key: value for key, value in identity.items() if key not in others and not key.startswith(_IN_FINGERPRINT)}
 
 
 def _in_parts(tables: Iterator[pa.Table], is_stopped: threading.Event) -> Iterator[pa.Table]:

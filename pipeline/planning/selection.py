@@ -28,9 +28,9 @@ REASONS: Final[tuple[Reason, ...]] = (
 """Why a listed image is done (the first four) or left out.
 
 new: it has no row, or none since it was deleted. changed: its newest row is of another version. retried: its newest row
-is not ok, and it is tried again. other_model: unchanged, and its results are another model's. unchanged: its newest ok
-row is of this version and this model. not_ok: unchanged, not ok, and not tried again. not_selected: excluded by
-`where`, or because `retry: failed` does failures only.
+is not ok, and it is tried again. other_model: unchanged, and its results are another model's, or of other settings such
+as bands. unchanged: its newest ok row is of this version, this model and these settings. not_ok: unchanged, not ok, and
+not tried again. not_selected: excluded by `where`, or because `retry: failed` does failures only.
 """
 DONE: Final = frozenset(REASONS[:4])
 _NEW, _CHANGED, _RETRIED, _OTHER_MODEL, _UNCHANGED, _NOT_OK, _NOT_SELECTED = range(len(REASONS))
@@ -44,7 +44,8 @@ STAT_THREADS = 16
 class RunCompatibility:
     """How earlier runs compare with the new one; each [runs] bool, oldest run first.
 
-    is_same_model: same model and precision. is_same_limits: same limits on images. is_same_input: same input.
+    is_same_model: same model and settings, which are all that results depend on. is_same_limits: same limits on images.
+    is_same_input: same input.
     """
 
     is_same_model: NDArray[np.bool_]

@@ -5,7 +5,12 @@ from collections.abc import Mapping
 from pipeline.text import count_of
 
 # By `selection.Reason`.
-_DONE = {"new": "new", "changed": "changed", "retried": "not ok before", "other_model": "of another model"}
+_DONE = {
+    "new": "new",
+    "changed": "changed",
+    "retried": "not ok before",
+    "other_model": "of another model or other settings",
+}
 _LEFT = {"unchanged": "unchanged", "not_ok": "not ok and unchanged", "not_selected": "not selected"}
 
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
 
+from pipeline.job_spec.map_tables import MAP_TABLES
 from pipeline.output.run_record import RunRecord, began, list_records, load_record
 from pipeline.planning.estimate import WorkerRate, mean_range
 from pipeline.runs.summary import read_summary
@@ -17,6 +18,10 @@ from pipeline.text import count_of, format_duration
 RUNS_READ = 20
 # The last run and those before it whose rates show how much runs differ.
 RUNS_COMPARED = 5
+# What multiplies the work for an image, beside the model. Not the score threshold and the number of detections, which
+# hardly matter for the speed, nor the rules for segments.
+_WORK = ("model.precision", "model.augment", "model.options", "images.jpeg_decoder", "tiles")
+_MAPS = tuple(f"model.{table}" for table in MAP_TABLES)
 
 
 @dataclass(frozen=True)
@@ -38,8 +43,7 @@ def last_rate(
     output_uri: str,
     *,
     fingerprint: Mapping[str, Any],
-    precision: str,
-    augment: Mapping[str, Any] | None = None,
+    identity: Mapping[str, object],
     device: str = "",
     run: str | None = None,
     now: datetime | None = None,
@@ -48,7 +52,7 @@ def last_rate(
 
     Args:
         fingerprint: of the model; a hash of weights that is None fits any.
-        precision: the spec's. augment: its test-time augmentation as plain values, which multiplies the work.
+        identity: the spec's, see `JobSpec.identity`; views, tiles and maps multiply the work.
         device: "cpu" or "cuda"; "" for either.
         run: only this one.
         now: for the age of the measurement.
@@ -61,7 +65,7 @@ def last_rate(
         records = [] if record is None else [record]
     else:
         records = list_records(storage, output_uri, damaged_runs={})[::-1]
-    matching = (each for each in records if is_of_model(each, fingerprint, precision, augment))
+    matching = (each for each in records if is_same_work(each, fingerprint, identity))
     found: list[RateOfRun] = []
     for record in islice(matching, RUNS_READ):
         summary = read_summary(storage, output_uri, record.run) or {}
@@ -86,14 +90,17 @@ def widened(rates: Sequence[WorkerRate]) -> WorkerRate:
     return replace(first, low=min(known), high=max(known), description=description)
 
 
-def is_of_model(
-    record: RunRecord, fingerprint: Mapping[str, Any], precision: str, augment: Mapping[str, Any] | None
-) -> bool:
-    """Return whether a run had this model in this precision, with these views of each image."""
-    # Not the score threshold and the number of detections, which hardly matter for the speed.
-    is_same = all(fingerprint.get(key) in (None, record.fingerprint.get(key)) for key in ("preset", "weights_sha256"))
-    has_same_views = record.identity.get("model.augment") == augment
-    return is_same and has_same_views and record.identity.get("model.precision", "auto") == precision
+def is_same_work(record: RunRecord, fingerprint: Mapping[str, Any], identity: Mapping[str, object]) -> bool:
+    """Return whether a run had this model, and did with it for each image what a spec of this identity asks for."""
+    is_same_model = all(
+        fingerprint.get(key) in (None, record.fingerprint.get(key)) for key in ("preset", "weights_sha256")
+    )
+    before = {"model.precision": "auto"} | record.identity
+    return (
+        is_same_model
+        and all(before.get(key) == identity.get(key) for key in _WORK)
+        and all(bool(before.get(key)) == bool(identity.get(key)) for key in _MAPS)
+    )
 
 
 def rate_of_summary(summary: Mapping[str, Any], record: RunRecord, now: datetime) -> WorkerRate | None:

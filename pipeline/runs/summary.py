@@ -16,6 +16,7 @@ from pipeline.runs.row_counts import RowCounts
 from pipeline.storage.damage import damaged, warn
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import join
+from pipeline.text import count_of
 
 _NUMBERS = ("images", "images_done", "instances")
 
@@ -283,7 +284,7 @@ def judge(
         share = (
             f"{allowed} of so few (max_errors {max_errors}, and at most half)" if is_floor else f"{max_error_rate:.1%}"
         )
-        reason = f"{errors} of {images} images failed ({errors / images:.1%}); allowed are {share}."
+        reason = f"{errors:,} of {count_of(images, 'image')} failed ({errors / images:.1%}); allowed are {share}."
         return "over_error_budget", reason
     return "complete", ""
 

@@ -227,7 +227,7 @@ class IcebergTable:
         owner = table.properties.get(OUTPUT_PROPERTY)
         if owner != self._output_uri:
             whose = "was not made by htc" if owner is None else f"is of the output {owner}"
-            raise SpecError(f"The table {self._identifier} {whose}; name another --namespace.")
+            raise SpecError(f"The table {self._identifier} {whose}; name another --catalog-namespace.")
         return table
 
     def _existing_table(self) -> "Table":

@@ -199,6 +199,7 @@ class Totals:
         self._class_changes: Counter[tuple[str, str]] = Counter()
         self._identical = 0
         self._lost = 0
+        self._one_sided_masks = 0
         self._heap: list[tuple[float, int, ChangedImage]] = []
         self._order = 0
 
@@ -240,6 +241,11 @@ class Totals:
         ):
             self._in[:, side] += np.bincount(code[categories[places[places >= 0]]], minlength=len(self._in))
         is_pair = ~np.isnan(batch.iou)
+        has_mask_a, has_mask_b = (
+            np.asarray(pc.is_valid(side.column("mask")), dtype=bool)[places[is_pair]]
+            for side, places in ((batch.a, batch.place_a), (batch.b, batch.place_b))
+        )
+        self._one_sided_masks += int((has_mask_a != has_mask_b).sum())
         is_class = batch.kind == Kind.CLASS_CHANGED
         of_one = is_pair & ~is_class
         self._ious[:, 0] += np.bincount(category[of_one], np.rint(batch.iou[of_one] * IOU_STEPS), len(self._ious))
@@ -319,6 +325,11 @@ class Totals:
                     f"The run {side.run} is not complete: it is still going on, or was interrupted; what is committed "
                     "so far is compared."
                 )
+        if self._one_sided_masks:
+            notes.append(
+                f"{count_of(self._one_sided_masks, 'pair')} compared by boxes, as only one of the two instances has a "
+                "mask."
+            )
         if self._unversioned:
             notes.append(
                 f"{count_of(self._unversioned, 'compared image')} without a version: neither run knows whether the "

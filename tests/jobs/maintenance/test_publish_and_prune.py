@@ -122,7 +122,7 @@ def test_tables_of_another_output_are_not_touched(folder: Path) -> None:
     publish(folder)
     other = folder / "other"
     finish_run(str(folder / "in"), str(other), "night-0")
-    with pytest.raises(SpecError, match=r"is of the output .*out; name another --namespace"):
+    with pytest.raises(SpecError, match=r"is of the output .*out; name another --catalog-namespace"):
         publish_output(str(other), catalog_of(folder))
     assert publish_output(str(other), catalog_of(folder), namespace="second") == 0
     assert len(published(folder)) == 8
@@ -156,7 +156,7 @@ def test_what_cannot_be_published_says_why(folder: Path) -> None:
         publish(folder, run="cut")
     with pytest.raises(InputError, match="There is no run x"):
         publish(folder, run="x")
-    with pytest.raises(SpecError, match="--namespace must be a name"):
+    with pytest.raises(SpecError, match="--catalog-namespace must be a name"):
         publish(folder, namespace="a-b")
 
 

@@ -13,7 +13,7 @@ from pipeline.job_spec.job import load_spec
 from pipeline.output.run_record import load_record
 from pipeline.planning.estimate import WorkerRate
 from pipeline.runs.cost import RunCost, write_cost
-from pipeline.runs.measured_rate import format_age, rate_of_summary, widened
+from pipeline.runs.measured_rate import format_age, last_rate, rate_of_summary, widened
 from pipeline.storage.storage import Storage
 from tests.support.builders.finished_runs import FINGERPRINT, begin_run, finish_run, write_inputs
 from tests.support.htc import run_htc
@@ -205,6 +205,38 @@ def test_the_range_includes_the_runs_before() -> None:
     assert (last.images_per_s, last.low, last.high) == (5.0, 3.0, 6.0)
     assert "includes 2 runs before it" in last.description
     assert widened(rates[:1]) == rates[0]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "is_same"),
+    [
+        ("model.score_threshold", 0.5, True),
+        ("input.limit", 3, True),
+        ("model.precision", "fp32", False),
+        ("model.augment", "flip", False),
+        ("tiles", "256:64", False),
+        ("model.semantic", True, False),
+        ("model.panoptic", True, False),
+        ("images.jpeg_decoder", "nvjpeg", False),
+    ],
+)
+def test_only_a_run_that_did_the_same_work_gives_its_rate(tmp_path: Path, key: str, value: Any, is_same: bool) -> None:
+    inputs, output = finished(tmp_path, session_images=1000, worker_use=WORKER_TIME)
+    plain = {"input.uri": inputs, "output.uri": str(output), "model.preset": "htc_r50_fpn"}
+
+    def has_rate(fingerprint: dict[str, Any], identity: dict[str, object]) -> bool:
+        return last_rate(Storage(), str(output), fingerprint=fingerprint, identity=identity) is not None
+
+    assert has_rate(FINGERPRINT, load_spec(None, plain).identity())
+    assert has_rate(FINGERPRINT, load_spec(None, plain | {key: value}).identity()) == is_same
+    assert not has_rate(FINGERPRINT | {"preset": "htc_r50_fpn+htc_r50_fpn"}, load_spec(None, plain).identity())
+    # And a run of other work none for a plain one.
+    path = output / "runs" / "night" / "run.json"
+    record = json.loads(path.read_text())
+    record["identity"] = load_spec(None, plain | {key: value}).identity()
+    path.write_text(json.dumps(record))
+    assert has_rate(FINGERPRINT, load_spec(None, plain).identity()) == is_same
+    assert has_rate(FINGERPRINT, load_spec(None, plain | {key: value}).identity())
 
 
 def test_a_run_of_an_older_release_gives_a_rate_without_a_range(tmp_path: Path) -> None:

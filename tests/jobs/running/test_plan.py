@@ -243,6 +243,9 @@ def test_images_that_are_cut_are_counted_in_tiles(tmp_path: Path, capsys: pytest
     assert "2 of the first 3 images cut into tiles" in out
     assert "150x130 (2): 9 tiles of 64x64" in out
     assert "1 of the first 3 images decode: 60x50" in out
+    # The time of the image that is not cut says nothing about the others'.
+    assert "not known, as images are cut into tiles; --probe measures some" in out
+    assert "estimated from one" not in out
     _, out, _ = report(capsys, spec, is_json=True)
     cut = json.loads(out)["sample"]["cut"]
     assert [(each["width"], each["height"], each["tiles"]) for each in cut] == [(150, 130, 9)] * 2

@@ -204,7 +204,7 @@ def late_spec(folder: Path, **budget: object) -> JobSpec:
 @pytest.fixture
 def _one_image_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     rate = WorkerRate(1.0, None, None, "run", "run yesterday", start_up_s=0.0)
-    monkeypatch.setattr(pipeline.driver.run_job, "rate_before", lambda *_: rate)
+    monkeypatch.setattr(pipeline.driver.run_job, "rate_before", lambda *_, **__: rate)
 
 
 @pytest.mark.usefixtures("_one_image_a_second")

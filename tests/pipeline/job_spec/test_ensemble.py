@@ -96,6 +96,13 @@ def test_a_member_in_a_word(text: str, member: dict[str, object]) -> None:
         ({"ensemble": {"members": TWO, "fusion": "mean"}}, 'fusion must be "nms", "soft_nms" or "wbf"'),
         ({"ensemble": {"members": TWO, "fusion": "wbf"}, "model.suppression": "soft_linear"}, "suppression is for"),
         ({"ensemble": 3}, "must be a section"),
+        # Flags without --member.
+        (
+            {"model.ensemble.fusion": "wbf", "model.weights": "demo"},
+            "ensemble has fusion (--fusion), and names no network",
+        ),
+        ({"model.ensemble.spread": True}, "ensemble has spread (--spread), and names no network"),
+        ({"ensemble": {}}, "ensemble is empty, and names no network"),
     ],
 )
 def test_what_is_wrong_is_named(values: dict[str, Any], words: str) -> None:

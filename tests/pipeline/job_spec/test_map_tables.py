@@ -100,5 +100,7 @@ def test_what_gives_no_map_is_refused_in_one_sentence(values: dict[str, Any], wo
     with pytest.raises(SpecError) as caught:
         load_spec(None, {**plain, "model.semantic": True})
     assert words in str(caught.value)
+    # Of the spec as a whole there is no key to begin with.
+    assert str(caught.value).startswith(("model: ", "tiles and "))
     assert "leave" in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -26,5 +26,5 @@ def test_the_allowed_number_is_the_one_that_was_judged_by(images: int, errors: i
         is_interrupted=False,
     )
     assert outcome == "over_error_budget"
-    assert reason.startswith(f"{errors} of {images} images failed (")
+    assert reason.startswith(f"{errors} of {images:,} image{'' if images == 1 else 's'} failed (")
     assert reason.endswith(f"; allowed are {allowed}.")

@@ -238,14 +238,34 @@ def test_other_models_and_their_classes_are_said(tmp_path: Path) -> None:
     assert any("Only B has instances of wolf" in note for note in found.notes)
 
 
-def test_other_settings_are_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"model.precision": ("fp32", "bf16")}, "model.precision (fp32, bf16)"),
+        ({"tiles": (None, {"side": 256})}, "tiles (default, {'side': 256})"),
+        ({"input.bands": ([4, 3, 2], [3, 2, 1])}, "input.bands ([4, 3, 2], [3, 2, 1])"),
+        ({"input.value_range": ([0.0, 9.0], None)}, "input.value_range ([0.0, 9.0], default)"),
+        ({"input.uri": ("one", "other"), "compute.shard_images": (1, 2)}, ""),
+    ],
+)
+def test_other_settings_are_said(tmp_path: Path, settings: dict[str, tuple[object, object]], said: str) -> None:
     images = {"a": Pictured([DOG])}
+    identities = [{key: pair[side] for key, pair in settings.items() if pair[side] is not None} for side in (0, 1)]
     runs = [
-        ComparedRun(name, images, record={"identity": {"model.precision": precision, "input.uri": name}})
-        for name, precision in (("monday", "fp32"), ("tuesday", "bf16"))
+        ComparedRun(name, images, record={"identity": identity})
+        for name, identity in zip(("monday", "tuesday"), identities, strict=True)
     ]
     write_compared_runs(tmp_path, runs)
-    assert diff_runs(str(tmp_path)).notes == ("The runs differ in model.precision (fp32, bf16).",)
+    assert diff_runs(str(tmp_path)).notes == ((f"The runs differ in {said}.",) if said else ())
+
+
+@pytest.mark.parametrize(("has_masks", "pairs"), [((True, False), 1), ((False, False), 0), ((True, True), 0)])
+def test_boxes_in_the_place_of_masks_are_said(tmp_path: Path, has_masks: tuple[bool, bool], pairs: int) -> None:
+    sides = [{"a": Pictured([Found("dog", 0.9, (0, 0, 10, 10), has_mask=has_mask)])} for has_mask in has_masks]
+    found = two_runs(tmp_path, *sides)
+    assert changed(found) == {"same": 1}
+    said = ("1 pair compared by boxes, as only one of the two instances has a mask.",)
+    assert found.notes == (said if pairs else ())
 
 
 def test_a_damaged_mask_is_named(tmp_path: Path) -> None:

@@ -168,8 +168,19 @@ def test_a_run_without_the_table_says_how_to_get_it(htc: Htc, tmp_path: Path, ch
     code, out, err = htc("export", run.uri, "--format", chosen, "--to", str(tmp_path / "to"))
     assert (code, out) == (2, "")
     assert f"Run night has no {table} table" in err
-    assert f"run again with --{table}" in err
+    assert f"run again with --incremental --{table}" in err
     assert not (tmp_path / "to").exists()
+
+
+def test_a_run_of_tiles_says_that_it_cannot_have_maps(htc: Htc, tmp_path: Path) -> None:
+    run = panoptic_run(tmp_path, FOUND, TRUTH, tables=["semantic"])
+    path = next((Path(run.uri) / "runs").glob("*/run.json"))
+    record = json.loads(path.read_text())
+    record["identity"]["tiles"] = {"side": 256, "overlap": 32, "above": 256}
+    path.write_text(json.dumps(record))
+    code, _, err = htc("export", run.uri, "--format", "coco-panoptic", "--to", str(tmp_path / "to"))
+    assert code == 2
+    assert "run with --panoptic and without --tiles" in err
 
 
 @pytest.mark.parametrize("chosen", ["coco-panoptic", "semantic-png"])

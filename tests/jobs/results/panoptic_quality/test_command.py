@@ -149,6 +149,12 @@ def test_a_truth_that_cannot_be_scored_is_one_sentence(htc: Htc, own_run: Panopt
     assert len(err.strip().splitlines()) == 1
 
 
+def test_a_choice_of_instances_is_refused(htc: Htc, shared_run: PanopticRun) -> None:
+    code, out, err = htc("evaluate", shared_run.uri, str(shared_run.truth), "--panoptic", "--min-score", "0.3")
+    assert (code, out) == (2, "")
+    assert "--min-score chooses instances" in err
+
+
 def test_without_the_flag_things_are_scored_and_the_flag_is_named(htc: Htc, shared_run: PanopticRun) -> None:
     code, out, err = htc("evaluate", shared_run.uri, str(shared_run.truth))
     assert code == 0
@@ -171,7 +177,7 @@ def test_a_run_without_the_table_says_how_to_get_it(htc: Htc, tmp_path: Path) ->
     code, out, err = htc("evaluate", run.uri, str(run.truth), "--panoptic")
     assert (code, out) == (2, "")
     assert "Run night has no panoptic table" in err
-    assert "run again with --panoptic" in err
+    assert "run again with --incremental --panoptic" in err
 
 
 def test_images_and_categories_of_one_side_only_are_named(htc: Htc, tmp_path: Path) -> None:
