@@ -120,6 +120,11 @@ def test_the_caller_s_own_load_model_may_return_such_a_model() -> None:
         ModelError, match=r"^The caller's load_model raised SystemExit: 0 .*, in .*own_models\.py, line"
     ):
         load_any_model(section, load_model=lambda section: call_exit())
+    for wrong in (Regions(), call_exit):
+        with pytest.raises(
+            ModelError, match=r"raised TypeError: .*; it must be a function, which is called with the spec'"
+        ):
+            load_any_model(section, load_model=wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
