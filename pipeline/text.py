@@ -1,9 +1,13 @@
 """Text for people: escaped names, counts, durations, and exceptions as one line."""
 
+import re
+
 from pipeline.errors import HtcError
 from pipeline.redaction import redact
 
 _SENTENCE_ENDS = ".!"
+# ECMA-48's control sequences (CSI) and the two-character escapes beside them: colours, cursor movements.
+_CONTROL_SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-Z\\-_])")
 
 
 def printable(text: str, *, keep: str = "") -> str:
@@ -15,6 +19,11 @@ def printable(text: str, *, keep: str = "") -> str:
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() or char in keep else repr(char)[1:-1] for char in text)
+
+
+def without_colors(text: str) -> str:
+    """Remove what colours text on a terminal, as Ray and others do in messages that end in a table."""
+    return _CONTROL_SEQUENCE.sub("", text)
 
 
 def count_of(number: int, noun: str, plural: str | None = None) -> str:
@@ -71,4 +80,4 @@ def json_problem(error: Exception) -> str:
 
 
 def _joined(text: str, max_chars: int | None) -> str:
-    return redact(" ".join(text.split()))[:max_chars]
+    return redact(" ".join(without_colors(text).split()))[:max_chars]

@@ -50,6 +50,10 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
+class MixedMasksError(ValueError):
+    """Instances of some tiles have masks and those of others have none: no one result holds both."""
+
+
 class SeamCounts(NamedTuple):
     """What joining did.
 
@@ -81,7 +85,8 @@ def join_tiles(
     Args:
         size: (height, width) of the image in pixels.
         tiles: in any order: where each tile lies, and what was found in it, boxes and masks in the tile's coordinates,
-            the masks of the tile's size; without masks, boxes are joined as if they were masks.
+            the masks of the tile's size; without masks, boxes are joined as if they were masks. Whether a tile without
+            instances has (no) masks says nothing.
         least_agreement: of two masks in the overlap, from 0 to 1.
 
     Returns:
@@ -90,8 +95,10 @@ def join_tiles(
 
     Raises:
         ValueError: a tile is not within the image, lies twice in one place, or a mask is not one of its tile's size.
+        MixedMasksError: some tiles with instances have masks, and others have none.
     """
     ordered = sorted(tiles, key=lambda tile: tile[0])
+    has_masks = _have_masks([found for _, found in ordered])
     boxes = [box for box, _ in ordered]
     _check_places(boxes, size)
     neighbours = list(_neighbours(boxes))
@@ -100,7 +107,6 @@ def join_tiles(
         overlaps[a].append(overlap)
         overlaps[b].append(overlap)
     parts = [_Tile.of(box, found, shared) for (box, found), shared in zip(ordered, overlaps, strict=True)]
-    has_masks = all(tile.found.masks is not None for tile in parts)
     first = np.concatenate([[0], np.cumsum([len(tile.found) for tile in parts])]).astype(np.int64)
     is_cut = [tile.cut_by(size) for tile in parts]
     groups = _Groups(int(first[-1]))
@@ -125,6 +131,18 @@ def join_tiles(
         kept=len(detections),
     )
     return Joined(detections, counts)
+
+
+def _have_masks(tiles: Sequence[Detections]) -> bool:
+    """Return whether the instances of all tiles have masks, whatever is said of tiles without instances.
+
+    Raises:
+        MixedMasksError: those of some have, and those of others have not.
+    """
+    kinds = {found.masks is not None for found in tiles if len(found)}
+    if len(kinds) > 1:
+        raise MixedMasksError("the instances of some tiles have masks, and those of others have none")
+    return kinds.pop() if kinds else all(found.masks is not None for found in tiles)
 
 
 def _check_places(boxes: Sequence[TileBox], size: tuple[int, int]) -> None:

@@ -1,5 +1,7 @@
 """Why a worker died, from Ray's exceptions."""
 
+from pipeline.text import without_colors
+
 
 def worker_deaths() -> tuple[type[Exception], ...]:
     """Return the Ray exceptions after which a worker is gone and its shard goes to another one.
@@ -28,8 +30,13 @@ def was_preempted(error: BaseException) -> bool:
 
 
 def describe_death(error: BaseException) -> str:
-    """Return one line about how a worker died, without Ray's general advice."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    """Return one line about how a worker died, or what one raised, without Ray's general advice and colours."""
+    from ray import exceptions
+
+    lines = [line.strip() for line in without_colors(str(error)).splitlines() if line.strip()]
+    if isinstance(error, exceptions.RayTaskError):
+        # The first line is about the process and its ids; the traceback's last one says what happened.
+        return f"the worker raised {lines[-1].rstrip('.')}"
     for line in lines:
         if "exit detail:" in line:
             detail = line.split("exit detail:", 1)[1]

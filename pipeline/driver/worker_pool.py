@@ -50,6 +50,7 @@ from pipeline.messages import (
 )
 from pipeline.otel import FLUSH_S
 from pipeline.planning.worker_plan import WorkerPlan
+from pipeline.text import without_colors
 from pipeline.worker.callers_model import CallersModel, callers_search_path
 from pipeline.worker.commit_claim import ORPHAN_AFTER_S
 from pipeline.worker.worker import MAX_CONCURRENCY, Worker, WorkerSettings
@@ -498,7 +499,7 @@ class WorkerPool:
         outcome: ShardResult | PartialResult | ShardFailure = answer
         if isinstance(answer, exceptions.RayTaskError):
             # Nothing should pass the worker's error boundaries; what does is a bug as well.
-            outcome = ShardFailure(index, "bug", describe_death(answer), str(answer))
+            outcome = ShardFailure(index, "bug", describe_death(answer), without_colors(str(answer)))
         self._note_held(worker)
         self._count_images(member, 0)
         member.shards_done += 1

@@ -4,7 +4,8 @@ Its facts are checked once, when it is made; each result when it arrives. A resu
 that it is of, with one sentence that names the model.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from htc_model.structures import Detections, FrameDetections, ImageBatch, RawDetections
 from pipeline.errors import ImageError, ModelError
+from pipeline.models.foreign_code import is_ctrl_c, place_of, raised
 from pipeline.models.pixels import FormatPixels
 from pipeline.models.protocol import InstanceModel, PixelFormat
 
@@ -49,16 +51,23 @@ class CheckedModel:
         """
         who = f"The model factory {reference} returned" if reference else "The model is"
         self.reference = reference
-        self.name, self.classes, self.category_ids, self.format = _read_facts(model, who)
+        with _as_model_errors(f"{who} a {type(model).__name__}, whose facts cannot be read: one"):
+            self.name, self.classes, self.category_ids, self.format = _read_facts(model, who)
         self.model = cast("InstanceModel", model)
         self.pixels = FormatPixels(self.format)
         self.score_threshold = score_threshold
         self.max_detections = max_detections
-        _call_if_there(model, "eval")
+        with _as_model_errors(f"The model {self.name} cannot be switched to evaluation: its `eval`"):
+            _call_if_there(model, "eval")
 
     def to(self, device: torch.device) -> None:
-        """Move the model to a device, where it can be moved."""
-        _call_if_there(self.model, "to", device)
+        """Move the model to a device, where it can be moved.
+
+        Raises:
+            ModelError: it raised something else than what torch raises for a device that is full or lost.
+        """
+        with _as_model_errors(f"The model {self.name} cannot be moved to {device}: its `to`"):
+            _call_if_there(self.model, "to", device)
 
     def infer(self, batch: ImageBatch) -> list[RawDetections | FrameDetections]:
         """Return one result for each image, unchecked; see `check`.
@@ -194,6 +203,19 @@ class CheckedModel:
             wrong = least if least < 0 else most
             raise _FaultError(f"the label {wrong}, and has {len(self.classes)} classes, 0 to {len(self.classes) - 1}")
         return labels.to(torch.int64)
+
+
+@contextmanager
+def _as_model_errors(who: str) -> Iterator[None]:
+    """Turn what the model's own code raises into one sentence; what another process may not run into passes."""
+    try:
+        yield
+    except (ModelError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except BaseException as error:  # the boundary of another's code, which may call sys.exit
+        if is_ctrl_c(error):
+            raise
+        raise ModelError(f"{who} raised {raised(error)}, in {place_of(error)}.") from error
 
 
 def _read_facts(model: object, who: str) -> tuple[str, tuple[str, ...], tuple[int, ...], PixelFormat]:

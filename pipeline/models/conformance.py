@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -31,6 +31,7 @@ from pipeline.errors import HtcError, ImageError
 from pipeline.job_spec.model import ModelSection
 from pipeline.models.checked import CheckedModel
 from pipeline.models.factory import make_model, search_path
+from pipeline.models.foreign_code import is_ctrl_c, raised
 from pipeline.models.made_images import made_images
 from pipeline.text import count_of, one_line
 
@@ -121,8 +122,8 @@ def check_model(
             trial.skip("a fresh process", "the model is an object; name its factory to try that")
         else:
             trial.run("a fresh process", partial(trial.check_fresh, made, section))
-    rate = trial.time(made) if not [each for each in trial.checks if each.outcome == "fail"] else None
-    return ConformanceReport(made.name, trial.checks, rate, str(trial.device))
+    report = ConformanceReport(made.name, trial.checks, None, str(trial.device))
+    return report if report.failures else replace(report, images_per_s=trial.time(made))
 
 
 def _section(model: str, weights: str, options: Mapping[str, Any]) -> ModelSection:
@@ -174,8 +175,10 @@ class _Trial:
             outcome, note = "skipped", str(reason)
         except (_Failed, ImageError) as error:
             outcome, note = "fail", error.reason if isinstance(error, ImageError) else str(error)
-        except Exception as error:  # noqa: BLE001 - the boundary of another's model
-            outcome, note = "fail", f"it raised {one_line(error, max_chars=300)}"
+        except BaseException as error:  # the boundary of another's model, which may call sys.exit
+            if is_ctrl_c(error):
+                raise
+            outcome, note = "fail", f"it raised {raised(error)}"
         self.checks.append(Check(name, outcome, note))
         return outcome == "pass"
 
@@ -209,8 +212,10 @@ class _Trial:
         for name, image in zip(names, images, strict=True):
             try:
                 self.find(model, [image])
-            except Exception as error:
-                reason = error.reason if isinstance(error, ImageError) else f"it raised {one_line(error)}"
+            except BaseException as error:
+                if is_ctrl_c(error):
+                    raise
+                reason = error.reason if isinstance(error, ImageError) else f"it raised {raised(error)}"
                 raise _Failed(f"an image of {name}: {reason}") from error
         return ", ".join(names)
 
@@ -282,7 +287,10 @@ class _Trial:
         if process.returncode:
             last = (process.stderr.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
             raise _Failed(f"it fails in a fresh process, as workers are: {last}")
-        values = json.loads(process.stdout.splitlines()[-1])
+        try:
+            values = json.loads(process.stdout.splitlines()[-1])
+        except (IndexError, ValueError) as error:
+            raise _Failed("it ends a fresh process, as workers are, before there is a result") from error
         masks: list[Rle] | None = None
         if values["masks"] is not None:
             masks = [{"size": each["size"], "counts": each["counts"].encode()} for each in values["masks"]]
@@ -294,12 +302,19 @@ class _Trial:
         )
         return _compare(found, self.found[0], "in a fresh process")
 
-    def time(self, model: CheckedModel) -> float:
-        """Return images per second, one after the other."""
+    def time(self, model: CheckedModel) -> float | None:
+        """Return images per second, one after the other; None, and one more check that failed, where one fails now."""
         start = time.perf_counter()
-        with torch.inference_mode():
-            for number in range(_TIMED_IMAGES):
-                self.find(model, [self.images[number % len(self.images)]])
+        try:
+            with torch.inference_mode():
+                for number in range(_TIMED_IMAGES):
+                    self.find(model, [self.images[number % len(self.images)]])
+        except BaseException as error:  # the boundary of another's model, which may call sys.exit
+            if is_ctrl_c(error):
+                raise
+            note = error.reason if isinstance(error, ImageError) else f"it raised {raised(error)}"
+            self.checks.append(Check("once more", "fail", note))
+            return None
         return _TIMED_IMAGES / (time.perf_counter() - start)
 
 

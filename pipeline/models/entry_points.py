@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from htc_model.config import PRESETS
 from pipeline.errors import ModelError
 from pipeline.job_spec.model_reference import ENTRY_POINT_GROUP, registered_factories
-from pipeline.text import one_line
+from pipeline.models.foreign_code import is_ctrl_c, raised
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,10 @@ def load_registered(name: str) -> Callable[..., object]:
             f"The model {name} of the package {package} needs the package {error.name}, which is not installed here; "
             f"install it: pip install {(error.name or '').partition('.')[0]}"
         ) from error
-    except Exception as error:  # the boundary of another's module
-        raise ModelError(f"The model {name} of the package {package} cannot be imported: {one_line(error)}.") from error
+    except BaseException as error:  # the boundary of another's module, which may call sys.exit
+        if is_ctrl_c(error):
+            raise
+        raise ModelError(f"The model {name} of the package {package} cannot be imported: {raised(error)}.") from error
     if not callable(factory):
         raise ModelError(
             f"The model {name} of the package {package} is no factory: {entry.value} is of type "

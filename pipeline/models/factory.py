@@ -5,7 +5,6 @@ import importlib
 import inspect
 import logging
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,8 +15,8 @@ from pipeline.errors import ModelError
 from pipeline.job_spec.model import ModelSection
 from pipeline.models.adapters import find_adapter
 from pipeline.models.entry_points import load_registered
+from pipeline.models.foreign_code import is_ctrl_c, place_of, raised
 from pipeline.storage.storage import Storage
-from pipeline.text import message_of
 from pipeline.weights.cache import resolve_weights
 
 if TYPE_CHECKING:
@@ -75,7 +74,9 @@ def _import(name: str, reference: str, folders: Sequence[str]) -> ModuleType:
             f"The model factory {reference} needs the package {error.name}, which is not installed here; install it: "
             f"pip install {(error.name or '').partition('.')[0]}"
         ) from error
-    except Exception as error:  # the boundary of another's module
+    except BaseException as error:  # the boundary of another's module, which may call sys.exit
+        if is_ctrl_c(error):
+            raise
         raise ModelError(
             f"The model factory {reference} cannot be imported: {raised(error)}; see {place_of(error)}."
         ) from error
@@ -158,7 +159,9 @@ def call_factory(factory: Factory, values: dict[str, Any], reference: str) -> ob
             f"The model factory {reference} needs the package {error.name}, which is not installed here; install it: "
             f"pip install {(error.name or '').partition('.')[0]}"
         ) from error
-    except Exception as error:  # the boundary of another's function
+    except BaseException as error:  # the boundary of another's function, which may call sys.exit
+        if is_ctrl_c(error):
+            raise
         log.debug("the model factory %s raised", reference, exc_info=True)
         raise ModelError(
             f"The model factory {reference} raised {raised(error)}, in {place_of(error)}; `htc model check "
@@ -201,17 +204,3 @@ def _unknown_option(name: str, taken: list[str], reference: str) -> str:
     nearest = difflib.get_close_matches(name, taken, n=1)
     tip = f"did you mean {nearest[0]}?" if nearest else f"it takes {', '.join(taken) or 'none'}."
     return f"The model factory {reference} takes no option {name}; {tip}"
-
-
-def raised(error: BaseException) -> str:
-    """Return an exception of another's code as a phrase: its type and message."""
-    text = message_of(error, max_chars=400)
-    return type(error).__name__ if text == type(error).__name__ else f"{type(error).__name__}: {text}"
-
-
-def place_of(error: BaseException) -> str:
-    """Return where an exception was raised, "my_models.py, line 12"."""
-    frames = traceback.extract_tb(error.__traceback__)
-    if isinstance(error, SyntaxError) and error.filename:
-        return f"{error.filename}, line {error.lineno}"
-    return f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else "an unknown place"

@@ -12,17 +12,20 @@ import torch
 
 def main() -> None:
     """Make the model and take one image through it; an error ends the process with its sentence on stderr."""
-    from pipeline.errors import HtcError
+    from pipeline.errors import HtcError, ModelError
     from pipeline.job_spec.model import ModelSection
     from pipeline.models.conformance import find_alone
     from pipeline.models.factory import make_model
+    from pipeline.models.foreign_code import exits_as
 
     asked = json.load(sys.stdin)
     image = np.frombuffer(bytes.fromhex(asked["pixels"]), np.uint8).reshape(asked["shape"])
     try:
         model = make_model(ModelSection.model_validate(asked["section"]), folders=asked["folders"])
         model.to(torch.device(asked["device"]))
-        found = find_alone(model, [image], torch.device(asked["device"]))[0]
+        # The process that asked would see success where the model calls sys.exit(0).
+        with exits_as(lambda phrase: ModelError(f"it {phrase}")):
+            found = find_alone(model, [image], torch.device(asked["device"]))[0]
     except HtcError as error:
         sys.exit(str(error))
     values = {

@@ -22,6 +22,7 @@ from htc_model.structures import Detections, FrameDetections, RawDetections
 from pipeline.errors import ImageError
 from pipeline.messages import ImageFailure
 from pipeline.models.checked import CheckedModel
+from pipeline.models.foreign_code import exits_as
 from pipeline.models.pixels import Pixels, PresetPixels
 from pipeline.models.protocol import InstanceModel
 from pipeline.output.rows import ClassNames
@@ -250,6 +251,11 @@ class Segmenter:
         """The kind of the device that the model computes on, which may be another process's."""
         return getattr(self.model, "computes_on", "") or self.device.type
 
+    @property
+    def model_phrase(self) -> str:
+        """The model in messages about it, with the name that a model of one's own has."""
+        return f"the model {self.model.name}" if isinstance(self.model, CheckedModel) else "the model"
+
     def padded_shape(self, image: DecodedImage) -> tuple[int, int]:
         """Return the (height, width) of the image inside a batch; equal shapes may share one."""
         height, width = image.pixels.shape[:2]
@@ -304,7 +310,7 @@ class Segmenter:
         """Name a model of one's own whose `infer` raised; what is wrong with its results names it already."""
         if not isinstance(self.model, CheckedModel) or not failure.traceback:
             return failure
-        return replace(failure, reason=f"the model {self.model.name} raised {failure.reason}")
+        return replace(failure, reason=f"{self.model_phrase} raised {failure.reason}")
 
     def _outcomes(self, images: Sequence[DecodedImage], raws: Sequence[Any]) -> Iterable[Outcome]:
         if isinstance(self.model, CheckedModel):
@@ -389,7 +395,8 @@ class Segmenter:
     def _infer(self, images: Sequence[DecodedImage], staged: Upload | None) -> list[Any] | None:
         """Return the detections of one batch; None when it does not fit the memory."""
         try:
-            with torch.inference_mode():
+            # sys.exit in a model of one's own would end the worker, and all images of its shards would be tried again.
+            with torch.inference_mode(), exits_as(lambda phrase: ImageError("failed", f"{self.model_phrase} {phrase}")):
                 if isinstance(self.model, WholeImageModel):
                     return self._infer_whole(self.model, images, staged)
                 if staged is None:

@@ -17,8 +17,10 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from htc_model.masks.seams import MixedMasksError
 from htc_model.structures import Detections
 from pipeline.concurrency import Prefetch
+from pipeline.errors import ImageError
 from pipeline.inputs.decode import decode_image, read_header
 from pipeline.inputs.formats.bands import AS_STORED, BandRule
 from pipeline.inputs.formats.jpeg_decoders import JpegDecoder
@@ -443,7 +445,11 @@ class ShardPipeline:
         tiled.wait_encoded()
         # As long as all of its tiles may take.
         with self.clock.time("encode"), self._watch([tiled.position] * len(tiled.grid), "mask encoding"):
-            joined = tiled.join()
+            try:
+                joined = tiled.join()
+            except MixedMasksError as error:
+                model = self._resources.segmenter.model_phrase
+                raise ImageError("failed", f"{model} returned no one result: {error}") from error
             if isinstance(joined, ImageFailure):
                 return joined
             return self._rows_of(tiled.position, joined.detections, tiled.size)

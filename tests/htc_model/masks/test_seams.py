@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from htc_model.masks.rle import decode_rle, encode_bitmap
-from htc_model.masks.seams import Joined, join_tiles
+from htc_model.masks.seams import Joined, MixedMasksError, join_tiles
 from htc_model.masks.tile_box import TileBox
 from htc_model.structures import Detections
 
@@ -234,3 +234,25 @@ def test_tiles_out_of_place(tiles: list[TileBox], word: str) -> None:
 def test_masks_of_another_size() -> None:
     with pytest.raises(ValueError, match="tile's size"):
         join_tiles((50, 50), [(TileBox(0, 0, 20, 20), detections_of([np.ones((5, 5), bool)], [0.5]))])
+
+
+@pytest.mark.parametrize("has_masks", [True, False])
+def test_a_tile_without_instances_says_nothing_about_masks(has_masks: bool) -> None:
+    objects = rectangle((40, 100), 5, 5, 15, 15).astype(np.int64)
+    tiles = [(box, seen(objects, box, has_masks=has_masks)) for box in grid((40, 100), 40, 10)]
+    empty = [box for box, found in tiles if not len(found)]
+    assert empty
+    other = [] if not has_masks else None
+    turned = [
+        (box, found if len(found) else Detections(found.boxes_xyxy, found.scores, found.labels, other))
+        for box, found in tiles
+    ]
+    assert join_tiles((40, 100), turned).detections.masks == join_tiles((40, 100), tiles).detections.masks
+
+
+def test_masks_in_some_tiles_only_are_no_result() -> None:
+    objects = (rectangle((40, 100), 5, 5, 15, 15) + 2 * rectangle((40, 100), 85, 5, 95, 15)).astype(np.int64)
+    boxes = grid((40, 100), 40, 10)
+    tiles = [(box, seen(objects, box, has_masks=box.left == 0)) for box in boxes]
+    with pytest.raises(MixedMasksError, match="some tiles have masks, and those of others have none"):
+        join_tiles((40, 100), tiles)

@@ -111,6 +111,15 @@ def test_a_death_is_described_in_one_line() -> None:
     assert describe_death(RuntimeError("Owner's node has crashed.\n")) == "the worker died: Owner's node has crashed"
 
 
+def test_what_a_worker_raised_is_described_by_its_last_line_without_colours() -> None:
+    from ray import exceptions
+
+    text = "\x1b[36mray::WorkerActor.run_shard()\x1b[39m (pid=7, ip=127.0.0.1)\n  File x.py\nKeyboardInterrupt"
+    error = exceptions.RayTaskError("run_shard", text, KeyboardInterrupt())
+    assert describe_death(error) == "the worker raised KeyboardInterrupt"
+    assert describe_death(RuntimeError("\x1b[1;31mgone\x1b[0m.")) == "the worker died: gone"
+
+
 def test_the_driver_needs_no_torch() -> None:
     script = (
         "import sys\n"

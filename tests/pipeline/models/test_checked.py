@@ -1,5 +1,6 @@
 """Facts and results of models of one's own: what is wrong is one sentence that names the model."""
 
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -145,3 +146,35 @@ def test_a_wrong_fact_is_named_when_the_model_is_made(facts: dict[str, object], 
         setattr(model, name, value)
     with pytest.raises(ModelError, match=phrase):
         CheckedModel(model, reference="my_models:load")
+
+
+def test_facts_and_methods_that_raise_are_one_sentence() -> None:
+    class Lazy(Regions):
+        @property
+        def classes(self) -> list[str]:  # type: ignore[override]
+            raise RuntimeError("no checkpoint")
+
+        @classes.setter
+        def classes(self, value: object) -> None:
+            pass
+
+    with pytest.raises(
+        ModelError, match=r"is a Lazy, whose facts cannot be read: one raised RuntimeError: no check.*py, l"
+    ):
+        CheckedModel(Lazy())
+
+    class Stubborn(Regions):
+        def eval(self) -> None:
+            sys.exit(0)
+
+        def to(self, device: torch.device) -> None:
+            raise torch.OutOfMemoryError("another process has filled it")
+
+    with pytest.raises(
+        ModelError, match=r"^The model regions cannot be switched to evaluation: its `eval` raised System"
+    ):
+        CheckedModel(Stubborn())
+    Stubborn.eval = lambda self: None  # type: ignore[method-assign]
+    # Another process may fit: the worker is tried again.
+    with pytest.raises(torch.OutOfMemoryError):
+        CheckedModel(Stubborn()).to(torch.device("cpu"))

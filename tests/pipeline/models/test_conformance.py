@@ -1,6 +1,7 @@
 """The conformance test finds what a run would stumble over, and passes a model that keeps to the protocol."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,31 @@ class Swallowing(Regions):
             return [self._frames(torch.zeros(size), size) for size in batch.original_sizes]
 
 
+class Exiting(Regions):
+    """Calls sys.exit(0) for what `check_results` does not try."""
+
+    def infer(self, batch: ImageBatch) -> list[RawDetections | FrameDetections]:
+        if len(batch) > 1 or min(batch.original_sizes[0]) == 1:
+            sys.exit(0)
+        return super().infer(batch)
+
+
+class Tiring(Regions):
+    """Raises from one batch on."""
+
+    last = sys.maxsize
+
+    def infer(self, batch: ImageBatch) -> list[RawDetections | FrameDetections]:
+        if len(self.batch_sizes) >= self.last:
+            raise RuntimeError("the licence has expired")
+        return super().infer(batch)
+
+
+class Unmovable(Regions):
+    def to(self, device: torch.device) -> None:
+        sys.exit(0)
+
+
 class Empty(Regions):
     def infer(self, batch: ImageBatch) -> list[RawDetections | FrameDetections]:
         nothing = torch.zeros(0)
@@ -70,12 +96,40 @@ class Empty(Regions):
         (Picky(), {"all sizes"}),
         (Swallowing(), {"out of memory"}),
         (Regions(classes=["bright"]), {"results"}),
+        (Exiting(), {"the same in a batch", "all sizes"}),
+        (Unmovable(), {"loads"}),
         (Empty(), set()),
     ],
 )
 def test_what_a_run_would_stumble_over_fails(model: Regions, failed: set[str]) -> None:
     found = outcomes(model)
     assert {name for name, outcome in found.items() if outcome == "fail"} == failed
+
+
+def test_a_model_that_fails_when_it_is_timed_fails() -> None:
+    model = Tiring()
+    assert check_model(model, device="cpu").failures == []
+    tiring = Tiring()
+    tiring.last = len(model.batch_sizes) - 1
+    report = check_model(tiring, device="cpu")
+    assert report.failures == ["once more: it raised RuntimeError: the licence has expired"]
+    assert report.images_per_s is None
+
+
+def test_a_model_that_exits_in_a_fresh_process_only_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "at_home.py").write_text(
+        "import sys\n"
+        "from tests.support.fakes.own_models import Regions\n"
+        "class AtHome(Regions):\n"
+        "    def infer(self, batch):\n"
+        "        if 'pipeline.models.fresh_process' in getattr(sys, 'orig_argv', []): sys.exit(0)\n"
+        "        return super().infer(batch)\n"
+        "def load(): return AtHome()\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    report = check_model("at_home:load", device="cpu")
+    (failure,) = report.failures
+    assert failure.startswith("a fresh process: it fails in a fresh process, as workers are: it raised SystemExit: 0")
 
 
 def test_what_has_nothing_to_compare_is_skipped() -> None:

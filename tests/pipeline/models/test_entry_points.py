@@ -52,6 +52,7 @@ def test_a_plug_in_that_lacks_a_package_is_one_sentence_and_breaks_nothing_else(
     install("plugin_good", GOOD, "regions = plugin_good:load")
     install("plugin_broken", BROKEN, "broken = plugin_broken:load")
     install("plugin_raising", "raise OSError('no licence')\n", "raising = plugin_raising:load")
+    install("plugin_exit", "raise SystemExit(0)\n", "exit = plugin_exit:load")
     install("plugin_value", "load = 3\n", "value = plugin_value:load")
     install("plugin_shadow", GOOD, "htc_r50_fpn = plugin_shadow:load")
     sentence = (
@@ -63,6 +64,10 @@ def test_a_plug_in_that_lacks_a_package_is_one_sentence_and_breaks_nothing_else(
     assert (
         problems["raising"]
         == "The model raising of the package plugin_raising cannot be imported: OSError: no licence."
+    )
+    assert (
+        problems["exit"]
+        == "The model exit of the package plugin_exit cannot be imported: SystemExit: 0 (which ends a program)."
     )
     assert "is no factory: plugin_value:load is of type int" in problems["value"]
     assert problems["htc_r50_fpn"] == "it has the name of a preset, which comes first"

@@ -57,6 +57,10 @@ def test_a_name_that_leads_nowhere_says_where_it_ends(reference: str, sentence: 
     ("function", "sentence"),
     [
         ("raise_error", r"raised RuntimeError: no licence, in .*own_models\.py, line \d+; `htc model check"),
+        (
+            "call_exit",
+            r"raised SystemExit: 0 \(which ends a program\), in .*own_models\.py, line \d+; `htc model check ",
+        ),
         ("need_a_package", "needs the package a_package_that_is_not_there, which is not installed here"),
         ("return_nothing", "returned a NoneType, which has no `name`; a model has name, classes, pixels and infer"),
     ],
@@ -157,3 +161,24 @@ def test_options_on_the_command_line_are_read_as_yaml() -> None:
             list(model_options_of([wrong]))
     with pytest.raises(SpecError, match="The value of --model-option a is not valid YAML"):
         list(model_options_of(["a=[1"]))
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("raise SystemExit", r"SystemExit \(which ends a program\)"),
+        ("raise SystemExit(0)", r"SystemExit: 0 \(which ends a program\)"),
+        ("raise SystemExit('bye')", r"SystemExit: bye \(which ends a program\)"),
+        ("raise GeneratorExit", "GeneratorExit"),
+    ],
+)
+def test_a_script_that_ends_the_program_when_it_is_imported_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, reason: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*search_path()[:-1]])
+    (tmp_path / "my_script.py").write_text(f"def load(): return 1\n{line}\n")
+    with pytest.raises(
+        ModelError, match=rf"my_script:load cannot be imported: {reason}; see .*my_script\.py, line 2\.$"
+    ):
+        find_factory("my_script:load")

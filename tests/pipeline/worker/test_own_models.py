@@ -1,6 +1,7 @@
 """Models of one's own in a worker without Ray: their rows, their faults, and memory that runs out."""
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from pipeline.worker.batch_encoding import BatchEncoder
 from pipeline.worker.segmenter import DecodedImage, Segmenter
 from pipeline.worker.worker import Worker
 from tests.support.fakes.models import write_image
-from tests.support.fakes.own_models import SPOILT_WIDTH, Regions
+from tests.support.fakes.own_models import SPOILT_WIDTH, Regions, call_exit
 from tests.support.fakes.shard_bench import Bench, spec_for
 
 CPU = torch.device("cpu")
@@ -31,6 +32,10 @@ FAULTS = {
     "score": "the model regions returned scores that are not finite numbers (NaN or infinity)",
     "mask size": "the model regions returned masks of 20 x 32 pixels for an image of 48 x 40 (resized: 32 x 32), which",
     "boxes": "the model regions returned boxes that are not finite numbers (NaN or infinity)",
+    "exits": "the model regions raised SystemExit: 0 (which ends a program), in ",
+    "interrupts": "the model regions raised KeyboardInterrupt, in ",
+    "leaves": "the model regions raised GeneratorExit, in ",
+    "is cancelled": "the model regions raised CancelledError, in ",
 }
 
 
@@ -52,12 +57,21 @@ def segmented(segmenter: Segmenter, images: list[DecodedImage]) -> list[Detectio
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_fails_its_image_only_and_names_the_model(fault: str) -> None:
     model = Regions(fault, has_frames=fault != "boxes", pixels=FORMAT)
-    outcomes = segmented(Segmenter(CheckedModel(model), CPU, batch_size=8), decoded(64, SPOILT_WIDTH, 80))
+    segmenter = Segmenter(CheckedModel(model), CPU, batch_size=8)
+    # As in a worker: on the main thread, KeyboardInterrupt is Ctrl-C.
+    with ThreadPoolExecutor(1) as pool:
+        outcomes = pool.submit(segmented, segmenter, decoded(64, SPOILT_WIDTH, 80)).result()
     failure = outcomes[1]
     assert isinstance(failure, ImageFailure)
     assert failure.status == "failed"
     assert failure.reason.startswith(FAULTS[fault])
     assert [isinstance(outcome, Detections) for outcome in outcomes] == [True, False, True]
+
+
+def test_ctrl_c_is_not_an_image_s_fault() -> None:
+    segmenter = Segmenter(CheckedModel(Regions("interrupts")), CPU)
+    with pytest.raises(KeyboardInterrupt):
+        segmented(segmenter, decoded(SPOILT_WIDTH))
 
 
 @pytest.mark.parametrize("has_frames", [True, False])
@@ -102,12 +116,17 @@ def test_the_caller_s_own_load_model_may_return_such_a_model() -> None:
     assert model.score_threshold == 0.85
     with pytest.raises(ModelError, match="The model is a int, which has no `name`"):
         load_any_model(section, load_model=lambda section: 3)  # type: ignore[arg-type, return-value]
+    with pytest.raises(
+        ModelError, match=r"^The caller's load_model raised SystemExit: 0 .*, in .*own_models\.py, line"
+    ):
+        load_any_model(section, load_model=lambda section: call_exit())
 
 
 @pytest.mark.parametrize(
     ("function", "reason"),
     [
         ("raise_error", "raised RuntimeError: no licence, in "),
+        ("call_exit", r"raised SystemExit: 0 \(which ends a program\), in "),
         ("need_a_package", "needs the package a_package_that_is_not_there"),
         ("laod", r"did you mean load\?"),
     ],

@@ -1,5 +1,7 @@
 """Models of one's own, as users write them: without a network, with a fault on request."""
 
+import asyncio
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -9,6 +11,13 @@ from htc_model.structures import FrameDetections, ImageBatch, RawDetections
 from pipeline.models import PixelFormat
 
 CLASSES = ("bright", "dark")
+# What a model may raise that is no Exception.
+EXITS = {
+    "exits": SystemExit(0),
+    "interrupts": KeyboardInterrupt(),
+    "leaves": GeneratorExit(),
+    "is cancelled": asyncio.CancelledError(),
+}
 # Images of this width get the fault.
 SPOILT_WIDTH = 48
 
@@ -47,6 +56,8 @@ class Regions:
         return FrameDetections(None, torch.tensor([0.9, 0.8]), torch.tensor([0, 1]), masks, False, size)
 
     def _spoil(self, found: RawDetections | FrameDetections) -> RawDetections | FrameDetections:
+        if self.fault in EXITS:
+            raise EXITS[self.fault]
         if self.fault == "raises":
             raise RuntimeError("the licence server does not answer")
         if self.fault == "label":
@@ -76,6 +87,10 @@ def load_weights(weights: str = "none") -> Regions:
 
 def raise_error() -> Regions:
     raise RuntimeError("no licence")
+
+
+def call_exit() -> Regions:
+    sys.exit(0)
 
 
 def need_a_package() -> Regions:
