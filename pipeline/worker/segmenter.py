@@ -52,7 +52,7 @@ MASK_CHUNKS = (CHUNK_COLUMNS, CHUNK_COLUMNS // 8, CHUNK_COLUMNS // 64)
 FRAME_CHUNKS = (CHUNK_PIXELS, CHUNK_PIXELS // 8, CHUNK_PIXELS // 64)
 
 
-LoadModel = Callable[["ModelSection"], SegmentationModel | InstanceModel]
+LoadModel = Callable[..., SegmentationModel | InstanceModel]
 # What the model finds in an image, and what becomes of the image.
 Found = RawDetections | FrameDetections | PendingDetections
 Outcome = Found | ImageFailure

@@ -114,7 +114,7 @@ def test_the_caller_s_own_load_model_may_return_such_a_model() -> None:
     model = load_any_model(section, load_model=lambda section: Regions())
     assert isinstance(model, CheckedModel)
     assert model.score_threshold == 0.85
-    with pytest.raises(ModelError, match="The model is a int, which has no `name`"):
+    with pytest.raises(ModelError, match=r"^load_model \(.*<lambda>\) returned a int, which has no `name`"):
         load_any_model(section, load_model=lambda section: 3)  # type: ignore[arg-type, return-value]
     with pytest.raises(
         ModelError, match=r"^The caller's load_model raised SystemExit: 0 .*, in .*own_models\.py, line"
