@@ -191,10 +191,15 @@ def read_header(payload: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS, rule: B
         return ImageHeader(0, 0)
 
 
-def load_whole(payload: bytes, *, max_pixels: int) -> tuple[ImageFile.ImageFile, int]:
+def load_whole(
+    payload: bytes, *, max_pixels: int, other_max_pixels: int = DEFAULT_MAX_PIXELS
+) -> tuple[ImageFile.ImageFile, int]:
     """Decode a JPEG or PNG as Pillow holds it: four bytes per pixel at most, and no copies beside them.
 
     For images far beyond DEFAULT_MAX_PIXELS, of which `decode_image` would hold several copies.
+
+    Args:
+        other_max_pixels: the limit of all other formats, which the image is known to exceed; for the message.
 
     Returns:
         The image, with its transparency, and the EXIF orientation (1 to 8) that turns it upright.
@@ -204,7 +209,7 @@ def load_whole(payload: bytes, *, max_pixels: int) -> tuple[ImageFile.ImageFile,
     """
     name = find_format(payload)
     if name not in ("JPEG", "PNG"):
-        raise ImageError("too_large", f"a {name} of more than {DEFAULT_MAX_PIXELS} pixels is not decoded")
+        raise ImageError("too_large", f"a {name} of more than {other_max_pixels} pixels is not decoded")
     _silence_pillow()
     try:
         is_png = name == "PNG"
@@ -212,7 +217,7 @@ def load_whole(payload: bytes, *, max_pixels: int) -> tuple[ImageFile.ImageFile,
         image = _READERS[name](io.BytesIO(prepared))
         check_size(image.size, max_pixels)
         if image.mode == "CMYK":
-            raise ImageError("too_large", f"a CMYK {name} of more than {DEFAULT_MAX_PIXELS} pixels is not decoded")
+            raise ImageError("too_large", f"a CMYK {name} of more than {other_max_pixels} pixels is not decoded")
         orientation = _read_orientation(image.info.get("exif", b""))
         image.load()
     except _DECODE_ERRORS as error:

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.inputs.decode import load_whole
+from pipeline.inputs.decode import DEFAULT_MAX_PIXELS, load_whole
 from pipeline.inputs.formats.jpeg_decoders import make_upright
 from pipeline.inputs.georeference import Georeference
 from pipeline.inputs.tiff_windows import FILL_COLOR
@@ -23,14 +23,19 @@ class LargeImage:
     Windows have the pixels of `decode_image`, except that transparent pixels have `FILL_COLOR`.
     """
 
-    def __init__(self, payload: bytes) -> None:
+    def __init__(self, payload: bytes, *, other_max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
         """Decode it.
+
+        Args:
+            other_max_pixels: the limit of formats that are not held so, which the image exceeds; for the message.
 
         Raises:
             ImageError: `unreadable`, or `too_large`: more than MOST_DECODED_PIXELS, or another format.
         """
         self._image: Image.Image
-        self._image, self._orientation = load_whole(payload, max_pixels=MOST_DECODED_PIXELS)
+        self._image, self._orientation = load_whole(
+            payload, max_pixels=MOST_DECODED_PIXELS, other_max_pixels=other_max_pixels
+        )
         self._transparency = self._image.info.pop("transparency", None)
         width, height = self._image.size
         self._size = (width, height) if self._orientation in _ON_ITS_SIDE else (height, width)

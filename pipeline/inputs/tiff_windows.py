@@ -51,10 +51,8 @@ _DAMAGE = (
     TypeError,
     KeyError,
     IndexError,
-    EOFError,
     OverflowError,
     ZeroDivisionError,
-    struct.error,
     zlib.error,
     OSError,
 )
@@ -195,6 +193,8 @@ def _damage_is_unreadable() -> Iterator[None]:
     """Turn what libraries raise on a damaged header into an image's reason."""
     try:
         yield
+    except (struct.error, EOFError) as error:
+        raise ImageError("unreadable", "truncated TIFF: the file ends before the image does") from error
     except _DAMAGE as error:
         raise ImageError("unreadable", message_of(f"damaged TIFF: {error}", max_chars=200)) from error
 

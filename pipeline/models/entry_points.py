@@ -9,6 +9,9 @@ from pipeline.errors import ModelError
 from pipeline.job_spec.model_reference import ENTRY_POINT_GROUP, registered_factories
 from pipeline.models.foreign_code import is_ctrl_c, raised
 
+# What a spec's `model.weights` may say instead of naming a file.
+_WEIGHTS_NAMES = ("demo", "coco", "untrained")
+
 
 @dataclass(frozen=True)
 class RegisteredModel:
@@ -47,6 +50,10 @@ def load_registered(name: str) -> Callable[..., object]:
     """
     registered = registered_factories()
     if name not in registered:
+        if name in _WEIGHTS_NAMES:
+            raise ModelError(
+                f"{name} is the name of weights, and of no model: give it with --weights {name}, or as model.weights."
+            )
         nearest = difflib.get_close_matches(name, [*registered, *PRESETS], n=1)
         tip = f"; did you mean {nearest[0]}?" if nearest else "; `htc model list` shows what there is."
         raise ModelError(f"No installed package registers a model {name!r} ({ENTRY_POINT_GROUP}){tip}")

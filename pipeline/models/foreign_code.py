@@ -13,7 +13,7 @@ from pipeline.text import message_of
 
 
 def is_ctrl_c(error: BaseException) -> bool:
-    """Return whether an exception may be the user's Ctrl-C, which ends what is going on, whoever was called.
+    """Return whether an exception may be the user's Ctrl-C, which ends the program that called the code.
 
     Python raises KeyboardInterrupt for it on the main thread only; elsewhere the code that was called raised it.
     """

@@ -17,6 +17,7 @@ from pipeline.job_spec.model import ModelSection
 from pipeline.job_spec.model_reference import registered_factories
 from pipeline.models.adapters import find_adapter
 from pipeline.models.factory import check_options, find_factory
+from pipeline.models.neighbours import with_neighbours
 from pipeline.storage.storage import Storage
 from pipeline.weights.cache import resolve_weights, weights_here
 from pipeline.weights.fingerprint import UNTRAINED, ModelFingerprint, compute_fingerprint, file_sha256, resolve_preset
@@ -153,7 +154,7 @@ def code_version(reference: str) -> str:
     """Return the version of the code behind a factory, without importing it.
 
     Of an installed package its name and version; of modules that no package installs, such as those in the current
-    folder, the hash of their source.
+    folder, the hash of their source, and of what they import from the same folder.
     """
     adapter = find_adapter(reference)
     if adapter is not None:
@@ -187,13 +188,13 @@ def _is_editable(package: str) -> bool:
 
 
 def _source_sha256(module: str) -> str:
-    """Hash the source of a module, and of the package that it is in."""
+    """Hash the source of a module, of the package that it is in, and of the modules beside it that they import."""
     top = importlib.util.find_spec(module.partition(".")[0])
     if top is None or (top.origin is None and not top.submodule_search_locations):
         return hashlib.sha256(b"").hexdigest()
     folders = [Path(each) for each in top.submodule_search_locations or ()]
     files = sorted({each for folder in folders for each in folder.rglob("*.py")}) or [Path(str(top.origin))]
     digest = hashlib.sha256()
-    for file in files[:_MOST_FILES]:
+    for file in with_neighbours(files[:_MOST_FILES])[:_MOST_FILES]:
         digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()

@@ -108,7 +108,13 @@ class TileReader:
         grid = self.plan((height, width))
         if width * height <= limit:
             return TileSource(grid, True, header.pixel_bytes, header.decoding_bytes, lambda: self._open_array(payload))
-        return TileSource(grid, True, BYTES_PER_PIXEL * width * height, 0, lambda: (LargeImage(payload), None))
+        return TileSource(
+            grid,
+            True,
+            BYTES_PER_PIXEL * width * height,
+            0,
+            lambda: (LargeImage(payload, other_max_pixels=limit), None),
+        )
 
     def _open_stored(self, ref: ImageRef) -> tuple[WindowedImage, ReadVersion] | None:
         limits = self._limits

@@ -529,6 +529,15 @@ def test_a_strip_larger_than_the_limit_is_refused_with_the_way_out() -> None:
     assert windows_of(write_tiff(*layout_of("rgb", 8)), max_pixels=35 * 20).size == (21, 35)
 
 
+@pytest.mark.parametrize("kept", [6, 10, 100])
+def test_a_file_that_ends_early_is_named_so(kept: int) -> None:
+    # The directory is at the end; the header's 8 bytes say where.
+    payload = write_tiff(*layout_of("rgb", 8, tile=(16, 16)))
+    place = int.from_bytes(payload[4:8], sys.byteorder)
+    with pytest.raises(ImageError, match=r"^unreadable: truncated TIFF: the file ends before the image does$"):
+        windows_of(payload[: place + kept])
+
+
 def test_damage_is_a_reason_not_wrong_pixels(large: tuple[bytes, Any]) -> None:
     payload = write_tiff(*layout_of("rgb", 8, compression="zstd", tile=(16, 16)))
     at = payload.index(b"\x28\xb5\x2f\xfd")

@@ -84,6 +84,11 @@ def test_a_plug_in_that_lacks_a_package_is_one_sentence_and_breaks_nothing_else(
     assert preset.factory is None
 
 
+def test_a_name_of_weights_is_no_model() -> None:
+    with pytest.raises(ModelError, match=r"^demo is the name of weights, and of no model: give it with --weights demo"):
+        load_registered("demo")
+
+
 def test_a_misspelt_name_names_those_that_there_are(install: Install) -> None:
     install("plugin_good", GOOD, "regions = plugin_good:load")
     with pytest.raises(SpecError, match="Installed packages register: regions"):

@@ -8,7 +8,7 @@ import pytest
 from pipeline.job_spec.job import load_spec
 from pipeline.job_spec.model import ModelSection
 from pipeline.models import factory
-from pipeline.models.identity import FactoryFingerprint, fingerprint_of, identify_model
+from pipeline.models.identity import FactoryFingerprint, code_version, fingerprint_of, identify_model
 from pipeline.weights.fingerprint import compute_fingerprint
 from pipeline.weights.naming import model_name
 
@@ -69,6 +69,25 @@ def test_code_that_no_package_installs_counts_by_its_source(tmp_path: Path, monk
     assert isinstance(after, FactoryFingerprint)
     assert before.code.startswith("source ")
     assert before.code != after.code
+
+
+def test_modules_beside_it_that_it_imports_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*factory.search_path()[:-1], str(tmp_path)])
+    (tmp_path / "my_top_module.py").write_text("import os, my_helper\ndef load(): return 1\n")
+    (tmp_path / "my_helper.py").write_text("def help():\n    from my_parts.heads import head\n")
+    (tmp_path / "my_parts").mkdir()
+    heads = tmp_path / "my_parts" / "heads.py"
+    heads.write_text("import my_top_module\nhead = 1\n")
+    (tmp_path / "my_other.py").write_text("x = 1\n")
+    versions = [code_version("my_top_module:load")]
+    heads.write_text("import my_top_module\nhead = 2\n")
+    versions.append(code_version("my_top_module:load"))
+    (tmp_path / "my_helper.py").write_text("x = 2\n")
+    versions.append(code_version("my_top_module:load"))
+    assert len(set(versions)) == 3
+    (tmp_path / "my_other.py").write_text("not python (\n")
+    assert code_version("my_top_module:load") == versions[-1]
 
 
 def test_a_library_counts_by_its_version() -> None:

@@ -117,9 +117,9 @@ def test_the_caller_s_own_load_model_may_return_such_a_model() -> None:
     with pytest.raises(ModelError, match=r"^load_model \(.*<lambda>\) returned a int, which has no `name`"):
         load_any_model(section, load_model=lambda section: 3)  # type: ignore[arg-type, return-value]
     with pytest.raises(
-        ModelError, match=r"^The caller's load_model raised SystemExit: 0 .*, in .*own_models\.py, line"
+        ModelError, match=r"^load_model \(.*:call_exit\) raised SystemExit: 0 .*, in .*own_models\.py, line"
     ):
-        load_any_model(section, load_model=lambda section: call_exit())
+        load_any_model(section, load_model=call_exit)
 
 
 @pytest.mark.parametrize(

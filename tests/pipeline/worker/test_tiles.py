@@ -12,6 +12,7 @@ from pycocotools import mask as coco_mask
 
 from htc_model.masks.rle import encode_bitmap
 from htc_model.masks.tile_box import TileBox
+from htc_model.structures import FrameDetections, ImageBatch, RawDetections
 from pipeline.errors import TransientStorageError
 from pipeline.job_spec.tiles import TilesSection
 from pipeline.messages import Hang
@@ -73,6 +74,39 @@ def test_round_objects_of_a_model_of_ones_own_have_their_very_pixels(tmp_path: P
     bench.process([write_png(tmp_path / "in" / "a.png", pixels)])
     found = {row["mask"]["counts"].encode() for row in bench.instance_rows()}  # type: ignore[index]
     assert found == {encode_bitmap(ring)["counts"], encode_bitmap(disc)["counts"]}
+
+
+class PartlyMasked(PaintedFrames):
+    """Masks only in tiles that hold something; `drops` takes them from one tile that does."""
+
+    def __init__(self, *, drops: bool) -> None:
+        self.drops = drops
+
+    def infer(self, batch: ImageBatch) -> list[FrameDetections | RawDetections]:  # type: ignore[override]
+        return [self._without_masks(found) for found in super().infer(batch)]
+
+    def _without_masks(self, found: FrameDetections) -> FrameDetections | RawDetections:
+        count = len(found.scores)
+        if count > (1 if self.drops else 0):
+            return found
+        boxes = torch.tensor([[0.0, 0.0, 5.0, 5.0]] * count).reshape(-1, 4)
+        return RawDetections(boxes, found.scores, found.labels, None, found.original_size)
+
+
+def test_tiles_without_instances_need_no_masks_and_others_do(tmp_path: Path) -> None:
+    objects = [(2, 2, 9, 9), (20, 2, 29, 9), (140, 2, 147, 9)]
+    path = write_png(tmp_path / "in" / "a.png", paint((SIDE, 200), objects))
+    bench = bench_of(tmp_path / "sparse", CheckedModel(PartlyMasked(drops=False)))
+    bench.process([path])
+    assert boxes_of(bench.instance_rows()) == objects
+    bench = bench_of(tmp_path / "mixed", CheckedModel(PartlyMasked(drops=True)))
+    bench.process([path])
+    (row,) = bench.image_rows()
+    assert (row["status"], bench.instance_rows()) == ("failed", [])
+    assert row["error"] == (
+        "the model painted returned no one result: the instances of some tiles have masks, and those of others have "
+        "none"
+    )
 
 
 def test_tiles_whose_batches_are_encoded_together_as_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
