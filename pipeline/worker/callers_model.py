@@ -45,7 +45,7 @@ class CallersModel:
                 f"load_model ({self.name}) cannot be imported by a worker: {raised(error)}; its module must be where "
                 "the program that calls it finds modules, on every node."
             ) from error
-        return call_function(load_model, section)
+        return cast("SegmentationModel | InstanceModel", call_function(load_model, section))
 
 
 def callers_search_path() -> tuple[str, ...]:

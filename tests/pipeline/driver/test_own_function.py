@@ -77,6 +77,6 @@ def test_only_the_same_function_resumes_and_another_is_another_model(tmp_path: P
 
 def test_what_is_no_function_leaves_no_run_behind(tmp_path: Path) -> None:
     write_images(tmp_path / "in", 2)
-    with pytest.raises(ModelError, match="^load_model is of type Regions, which cannot be called"):
+    with pytest.raises(ModelError, match=r"^load_model is of type Regions, which cannot be called"):
         segment(tmp_path, Regions())
     assert not (tmp_path / "out").exists()
