@@ -70,7 +70,7 @@ def test_an_image_on_which_the_model_raises_fails_alone(tmp_path: Path) -> None:
     [
         (
             "value_error",
-            r"^load_model \(.*:LoadFake\) raised ValueError: These weights are of another network\.",
+            r"^load_model \(.*:LoadFake\) raised ValueError: These weights are of another network, in ",
             2,
         ),
         ("runtime_error", "the card is taken", 1),
