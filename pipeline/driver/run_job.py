@@ -31,6 +31,7 @@ from pipeline.logs import chosen_level, is_json, log_event, note, set_place
 from pipeline.maintenance.running_compaction import RunningCompaction
 from pipeline.models.factory import search_path
 from pipeline.models.identity import identify_model, is_here
+from pipeline.models.load_function import check_function, identify_function
 from pipeline.otel import Otel, check_telemetry, sending, settings_for
 from pipeline.planning.input_changes import InputChanges, compare_input, suggest_command
 from pipeline.planning.planner import require_images
@@ -83,7 +84,10 @@ def run(
         fresh: begin a new run even if there is one to resume.
         progress: where to show the progress; by default a bar on a terminal, plain lines elsewhere.
         load_model: loads the model in the workers instead of what the spec names: one with a `ModelConfig`, or one that
-            keeps to the protocol of `pipeline.models`; must survive pickling.
+            keeps to the protocol of `pipeline.models`; must survive pickling. It is called with the spec's model
+            section if its first parameter has no default or is named `section`, else without arguments. Its code and
+            the values that it holds are the model's identity (`pipeline.models.load_function`), or its attribute
+            `identity`, a text.
         open_pool: where the workers run, by default on Ray, which is started while the input is being listed.
         start_up: notes when the parts of the start are done; by default begins now.
         on_begin: called with the open run before work begins; not where every image has its row already.
@@ -143,7 +147,7 @@ def run(
             sending(otel_settings, report=shown.note) as otel,
             _traced(otel, opened) as trace,
         ):
-            _note_model(spec, fingerprint, shown)
+            _note_model(spec, fingerprint, shown, is_callers=load_model is not None)
             changes = _compare_input(spec, storage, opened, shown, stop)
             _announce(opened, shown, changes)
             limits = open_limits(spec.budget, opened, storage, began=began)
@@ -158,7 +162,9 @@ def run(
                         spec,
                         opened.name,
                         load_model,
-                        model_name=model_name(spec.model.preset, spec.model.weights, fingerprint.weights_sha256),
+                        model_name=fingerprint.preset
+                        if load_model is not None
+                        else model_name(spec.model.preset, spec.model.weights, fingerprint.weights_sha256),
                     ),
                     otel=otel_settings,
                 ),
@@ -233,10 +239,15 @@ def _identify_model(
     Raises:
         SpecError: the network cannot fill the tables of maps; of the caller's own model the workers find that out.
     """
+    if load_model is not None:
+        check_function(load_model)
     if not is_here(spec.model):
         # Half a gigabyte of weights is not fetched for a misspelt input.
         require_images(spec.input, storage, spec.output.uri)
-    model, fingerprint = identify_model(spec.model, storage)
+    if load_model is not None:
+        model, fingerprint = identify_function(load_model, spec.model, storage)
+    else:
+        model, fingerprint = identify_model(spec.model, storage)
     if model.map_tables and load_model is None:
         check_has_maps(resolve_config(model, resolve_weights(model, storage)), model.map_tables)
     return spec.model_copy(update={"model": model}), with_tiles(fingerprint, spec.tiles)
@@ -312,10 +323,10 @@ def _recorded(opened: RunHandle, storage: Storage, display: ProgressDisplay) -> 
         yield recorded
 
 
-def _note_model(spec: JobSpec, fingerprint: ModelFingerprint, display: ProgressDisplay) -> None:
+def _note_model(spec: JobSpec, fingerprint: ModelFingerprint, display: ProgressDisplay, *, is_callers: bool) -> None:
     if not fingerprint.trained:
         display.note("The model's weights are untrained: its detections mean nothing.")
-    if spec.model.weights == "demo":
+    if spec.model.weights == "demo" and not is_callers:
         display.note(DEMO_NOTE + (DEMO_MAPS_NOTE if spec.model.wants_semantic else ""))
 
 

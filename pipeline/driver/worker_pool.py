@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import cloudpickle, exceptions
@@ -34,7 +34,7 @@ from pipeline.driver.events import (
 )
 from pipeline.driver.member_actors import SpreadWorkers
 from pipeline.driver.room_watch import RoomWatch
-from pipeline.errors import RunError
+from pipeline.errors import ModelError, RunError
 from pipeline.inputs.shard import Shard
 from pipeline.job_spec.job import ComputeSection, RetrySection
 from pipeline.logs import relay_lines
@@ -48,12 +48,17 @@ from pipeline.messages import (
     WorkerProgress,
     WorkerReady,
 )
+from pipeline.models.foreign_code import raised
+from pipeline.models.load_function import function_name
 from pipeline.otel import FLUSH_S
 from pipeline.planning.worker_plan import WorkerPlan
 from pipeline.text import without_colors
 from pipeline.worker.callers_model import CallersModel, callers_search_path
 from pipeline.worker.commit_claim import ORPHAN_AFTER_S
 from pipeline.worker.worker import MAX_CONCURRENCY, Worker, WorkerSettings
+
+if TYPE_CHECKING:
+    from pipeline.worker.segmenter import LoadModel
 
 # How often a busy worker is asked. With more workers than this number each is asked more rarely, so that the driver
 # asks QUESTIONS_PER_S of them in a second: a question costs it some 0.5 ms, most of it Ray's.
@@ -144,6 +149,17 @@ def _ray_actor(plan: WorkerPlan) -> Callable[[WorkerSettings], Any]:
     return start
 
 
+def _carried(load_model: "LoadModel") -> CallersModel:
+    name = function_name(load_model)
+    try:
+        pickled = cloudpickle.dumps(load_model)  # type: ignore[no-untyped-call]
+    except Exception as error:  # the boundary of another's objects
+        raise ModelError(
+            f"load_model ({name}) cannot be sent to the workers: {raised(error)}; have the function make what it holds."
+        ) from error
+    return CallersModel(pickled, callers_search_path(), name)
+
+
 class WorkerPool:
     """All workers of a run; called from one thread."""
 
@@ -174,11 +190,7 @@ class WorkerPool:
         self._start_actor = start_actor or _ray_actor(plan)
         self._clock = clock
         if settings.load_model is not None:
-            carried = CallersModel(
-                cloudpickle.dumps(settings.load_model),  # type: ignore[no-untyped-call]
-                callers_search_path(),
-            )
-            settings = replace(settings, load_model=carried)
+            settings = replace(settings, load_model=_carried(settings.load_model))
         self._settings = replace(settings, cpus=plan.cpus, gpus=plan.gpus)
         self._max_workers = plan.workers
         self._nodes = nodes

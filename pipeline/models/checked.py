@@ -42,14 +42,23 @@ class CheckedModel:
     """
 
     def __init__(
-        self, model: object, *, reference: str = "", score_threshold: float = 0.05, max_detections: int = 100
+        self,
+        model: object,
+        *,
+        reference: str = "",
+        who: str = "",
+        score_threshold: float = 0.05,
+        max_detections: int = 100,
     ) -> None:
         """Check the model's facts, and switch it to evaluation.
+
+        Args:
+            who: how a message about its facts begins; by default with the factory.
 
         Raises:
             ModelError: it does not keep to the protocol; one sentence that names it.
         """
-        who = f"The model factory {reference} returned" if reference else "The model is"
+        who = who or (f"The model factory {reference} returned" if reference else "The model is")
         self.reference = reference
         with _as_model_errors(f"{who} a {type(model).__name__}, whose facts cannot be read: one"):
             self.name, self.classes, self.category_ids, self.format = _read_facts(model, who)

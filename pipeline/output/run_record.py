@@ -52,6 +52,9 @@ class RunRecord:
         # Records of the first release have no section; what they ran had the preset's name.
         weights = self.spec.get("model", {}).get("weights", "untrained")
         preset = self.fingerprint.get("preset")
+        if self.fingerprint.get("is_callers"):
+            # The spec's weights are not this model's.
+            return str(preset)
         return model_name(preset, weights, self.fingerprint.get("weights_sha256", "")) if preset else ""
 
     @property

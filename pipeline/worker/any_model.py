@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 from htc_model.config import ModelConfig
-from pipeline.errors import HtcError, ModelError
 from pipeline.models.checked import CheckedModel
 from pipeline.models.factory import make_model
-from pipeline.models.foreign_code import exits_as, place_of, raised
+from pipeline.models.load_function import call_function, function_name
+from pipeline.worker.callers_model import CallersModel
 from pipeline.worker.segmenter import load_model as load_preset_model
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ def load_any_model(
         folders: where the module of a factory is searched, see `pipeline.models.factory.find_factory`.
 
     Raises:
-        ModelError: the factory is not found or fails, the caller's `load_model` would end the process, or the model
-            does not keep to the protocol.
+        ModelError: the factory is not found or fails, the caller's `load_model` raises, or the model does not keep to
+            the protocol.
         WeightsUnavailableError: the weights are not available.
         WeightsError: the weights are not of this preset, or not weights.
     """
@@ -40,17 +40,13 @@ def load_any_model(
         if section.factory is not None:
             return make_model(section, storage, folders=folders)
         return load_preset_model(section, storage)
-    with exits_as(lambda phrase: ModelError(f"The caller's load_model {phrase}.")):
-        try:
-            model = load_model(section)
-        except (HtcError, ValueError, RuntimeError, OSError, ImportError, MemoryError):
-            # The worker knows these: which are the user's, and after which another process may succeed.
-            raise
-        except Exception as error:
-            raise ModelError(
-                f"The caller's load_model raised {raised(error)}, in {place_of(error)}; it must be a function, "
-                "which is called with the spec's section `model`."
-            ) from error
+    model = call_function(load_model, section)
     if isinstance(getattr(model, "config", None), ModelConfig):
         return cast("SegmentationModel", model)
-    return CheckedModel(model, score_threshold=section.score_threshold, max_detections=section.max_detections)
+    name = load_model.name if isinstance(load_model, CallersModel) else function_name(load_model)
+    return CheckedModel(
+        model,
+        who=f"load_model ({name}) returned",
+        score_threshold=section.score_threshold,
+        max_detections=section.max_detections,
+    )

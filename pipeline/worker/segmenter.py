@@ -52,7 +52,7 @@ MASK_CHUNKS = (CHUNK_COLUMNS, CHUNK_COLUMNS // 8, CHUNK_COLUMNS // 64)
 FRAME_CHUNKS = (CHUNK_PIXELS, CHUNK_PIXELS // 8, CHUNK_PIXELS // 64)
 
 
-LoadModel = Callable[["ModelSection"], SegmentationModel | InstanceModel]
+LoadModel = Callable[..., SegmentationModel | InstanceModel]
 # What the model finds in an image, and what becomes of the image.
 Found = RawDetections | FrameDetections | PendingDetections
 Outcome = Found | ImageFailure
@@ -392,11 +392,17 @@ class Segmenter:
         self._free_cache()
         return None
 
+    def _own_code(self) -> AbstractContextManager[None]:
+        """Return a context in which what would end the process fails the images: only a model of one's own exits."""
+        if not isinstance(self.model, CheckedModel):
+            return nullcontext()
+        # sys.exit in a model of one's own would end the worker, and all images of its shards would be tried again.
+        return exits_as(lambda phrase: ImageError("failed", f"{self.model_phrase} {phrase}"))
+
     def _infer(self, images: Sequence[DecodedImage], staged: Upload | None) -> list[Any] | None:
         """Return the detections of one batch; None when it does not fit the memory."""
         try:
-            # sys.exit in a model of one's own would end the worker, and all images of its shards would be tried again.
-            with torch.inference_mode(), exits_as(lambda phrase: ImageError("failed", f"{self.model_phrase} {phrase}")):
+            with torch.inference_mode(), self._own_code():
                 if isinstance(self.model, WholeImageModel):
                     return self._infer_whole(self.model, images, staged)
                 if staged is None:

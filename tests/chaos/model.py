@@ -5,6 +5,7 @@ import resource
 import time
 import zlib
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 
@@ -62,6 +63,8 @@ class LoadContentModel:
 
     plan: Plan
     driver_pid: int
+    # Whatever the sabotage, it is one model.
+    identity: ClassVar[str] = "by content"
 
     def __call__(self, section: ModelSection) -> ContentModel:
         sabotage(self.plan, self.driver_pid)

@@ -8,9 +8,9 @@ import pytest
 from pipeline.driver.progress import SilentProgress
 from pipeline.driver.run_job import run
 from pipeline.errors import RunError
+from pipeline.models.load_function import identify_function
 from pipeline.runs.open import open_run
 from pipeline.storage.storage import Storage
-from pipeline.weights.fingerprint import compute_fingerprint
 from tests.support.builders.e2e_specs import image_rows, instance_rows, spec_with, stable, statuses
 from tests.support.fakes.models import LoadFake, write_image, write_images
 
@@ -68,7 +68,11 @@ def test_an_image_on_which_the_model_raises_fails_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("deed", "sentence", "exit_code"),
     [
-        ("value_error", r"^These weights are of another network\.$", 2),
+        (
+            "value_error",
+            r"^load_model \(.*:LoadFake\) raised ValueError: These weights are of another network, in ",
+            2,
+        ),
         ("runtime_error", "the card is taken", 1),
         ("exit", "Workers keep dying while they load the model", 1),
     ],
@@ -109,7 +113,7 @@ def test_a_speculative_copy_commits_first_and_each_image_has_one_row(tmp_path: P
 def test_tables_that_cannot_be_written_stop_the_run_and_the_same_command_resumes(tmp_path: Path) -> None:
     write_images(tmp_path / "in", 8)
     spec = spec_with(tmp_path, retry__max_attempts=1)
-    open_run(spec, compute_fingerprint(spec.model).to_dict(), Storage(spec.storage))
+    open_run(spec, identify_function(LoadFake(), spec.model)[1].to_dict(), Storage(spec.storage))
     # A file in place of the table's folder refuses every user, root included.
     obstacle = tmp_path / "out" / "instances"
     obstacle.touch()

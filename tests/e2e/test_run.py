@@ -8,9 +8,9 @@ import pytest
 from pipeline.driver.progress import SilentProgress
 from pipeline.driver.run_job import run
 from pipeline.errors import RunMismatchError
+from pipeline.models.load_function import identify_function
 from pipeline.runs.open import open_run
 from pipeline.storage.storage import Storage
-from pipeline.weights.fingerprint import compute_fingerprint
 from tests.support.builders.e2e_specs import image_rows, instance_rows, spec_with, stable, statuses
 from tests.support.fakes.models import LoadFake, write_image, write_images
 from tests.support.paths import DATA
@@ -106,7 +106,7 @@ def test_bad_images_are_rows_and_the_budget_decides(tmp_path: Path, budget: floa
 def test_a_file_that_disappears_after_listing_is_missing(tmp_path: Path) -> None:
     paths = write_images(tmp_path / "in", 6)
     spec = spec_with(tmp_path, retry__max_error_rate=1.0)
-    open_run(spec, compute_fingerprint(spec.model).to_dict(), Storage(spec.storage))
+    open_run(spec, identify_function(LoadFake(), spec.model)[1].to_dict(), Storage(spec.storage))
     paths[2].unlink()
     summary = run(spec, progress=SilentProgress(), load_model=LoadFake())
     assert summary.exit_code == 0

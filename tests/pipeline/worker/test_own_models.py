@@ -114,17 +114,12 @@ def test_the_caller_s_own_load_model_may_return_such_a_model() -> None:
     model = load_any_model(section, load_model=lambda section: Regions())
     assert isinstance(model, CheckedModel)
     assert model.score_threshold == 0.85
-    with pytest.raises(ModelError, match="The model is a int, which has no `name`"):
+    with pytest.raises(ModelError, match=r"^load_model \(.*<lambda>\) returned a int, which has no `name`"):
         load_any_model(section, load_model=lambda section: 3)  # type: ignore[arg-type, return-value]
     with pytest.raises(
-        ModelError, match=r"^The caller's load_model raised SystemExit: 0 .*, in .*own_models\.py, line"
+        ModelError, match=r"^load_model \(.*:call_exit\) raised SystemExit: 0 .*, in .*own_models\.py, line"
     ):
-        load_any_model(section, load_model=lambda section: call_exit())
-    for wrong in (Regions(), call_exit):
-        with pytest.raises(
-            ModelError, match=r"raised TypeError: .*; it must be a function, which is called with the spec'"
-        ):
-            load_any_model(section, load_model=wrong)  # type: ignore[arg-type]
+        load_any_model(section, load_model=call_exit)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -89,6 +89,7 @@ class FatedLoad:
     """Loads a model that may die at an image."""
 
     fate: Fate
+    identity: ClassVar[str] = "by content"
 
     def __call__(self, section: ModelSection) -> "FatedModel":
         return FatedModel(load_preset(section.preset), Plan(), self.fate)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -134,12 +134,14 @@ class LoadFake:
     slow_while: str = ""
     marks: str = ""
     start_deed: Literal["", "value_error", "runtime_error", "exit", "hang_once"] = ""
+    # With whatever deeds, it is one model.
+    identity: ClassVar[str] = "fake"
 
     def __call__(self, section: ModelSection) -> FakeModel:
         if self.start_deed == "value_error":
             raise ValueError("These weights are of another network.")
         if self.start_deed == "runtime_error":
-            raise RuntimeError("the card is taken")
+            raise torch.AcceleratorError("the card is taken")
         if self.start_deed == "exit":
             os._exit(7)
         if self.start_deed == "hang_once" and not (mark := Path(self.marks) / "hung").exists():
