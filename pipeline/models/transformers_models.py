@@ -175,7 +175,10 @@ def _load_processor(checkpoint: Checkpoint) -> Any:
 
     checkpoint.files()  # names what is missing
     try:
-        return AutoImageProcessor.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
+        # A folder on this machine, which has no revision.
+        return AutoImageProcessor.from_pretrained(  # nosec B615
+            checkpoint.folder, local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:  # the boundary of another library
         raise ModelError(
             f"The image processor of the checkpoint {checkpoint.name} cannot be made from "
