@@ -101,7 +101,7 @@ def test_a_signal_before_there_is_a_run_is_one_sentence(
         os.kill(os.getpid(), number)
         threading.Event().wait(60)
 
-    monkeypatch.setattr("pipeline.driver.run_job.resolve_preset", hang)
+    monkeypatch.setattr("pipeline.driver.run_job.identify_model", hang)
     spec = load_spec(
         None, {"input.uri": str(tmp_path / "in"), "output.uri": str(tmp_path / "out"), "model.weights": "untrained"}
     )
