@@ -11,7 +11,7 @@ from pipeline.driver.throughput import Throughput
 from pipeline.runs.bottleneck import find_bottleneck
 from pipeline.runs.summary import judge
 from pipeline.telemetry import StageClock
-from pipeline.text import format_duration
+from pipeline.text import count_of, format_duration
 from tests.support.fakes.clock import HandClock
 
 
@@ -169,7 +169,7 @@ def test_a_few_bad_images_are_no_failure_unless_nothing_is_ok(
         is_interrupted=False,
     )
     assert judged == status
-    assert (f"{errors} of {images} images failed" in reason) == (status != "complete")
+    assert (f"{errors:,} of {count_of(images, 'image')} failed" in reason) == (status != "complete")
 
 
 @pytest.mark.parametrize(("is_interrupted", "status"), [(False, "incomplete"), (True, "interrupted")])
