@@ -129,7 +129,7 @@ def hang(section, storage):
         # The clean-up does not return either, as a pool of reads from a store that does not answer.
         threading.Event().wait(60)
 
-pipeline.driver.run_job.resolve_preset = hang
+pipeline.driver.run_job.identify_model = hang
 main()
 """
 

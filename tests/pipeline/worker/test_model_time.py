@@ -80,7 +80,7 @@ class InThread:
     [
         ("read", "pipeline.worker.shard_pipeline.fetch_image"),
         ("decode", "pipeline.worker.shard_pipeline.decode_image"),
-        ("infer", "pipeline.worker.segmenter.build_batch"),
+        ("infer", "pipeline.models.pixels.build_batch"),
         ("encode", "pipeline.worker.shard_pipeline.build_instance_rows"),
         ("write", "pipeline.worker.shard_processor.commit_shard"),
     ],
