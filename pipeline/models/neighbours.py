@@ -34,9 +34,12 @@ def with_neighbours(files: Sequence[Path]) -> list[Path]:
     known = {file.resolve() for file in files}
     found: list[Path] = []
     queue = list(files)
+    # Each package is listed once, however many files import it.
+    seen: set[str] = set()
     while queue:
-        names = sorted(_imported(queue.pop()))
-        new = [each for name in names for each in _files_of(folder, name) if each.resolve() not in known]
+        names = _imported(queue.pop()) - seen
+        seen |= names
+        new = [each for name in sorted(names) for each in _files_of(folder, name) if each.resolve() not in known]
         known.update(each.resolve() for each in new)
         found += new
         queue += new
