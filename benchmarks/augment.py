@@ -103,7 +103,7 @@ def segment(folder: Path, sets: list[str], way: str, limit: int | None, second: 
             for kind, label in (("segm", "mask"), ("bbox", "box")):
                 evaluation = COCOeval(truth, loaded, kind)
                 evaluation.params.imgIds = ids
-                # Other classes are annotated as well, and would count as found by nobody.
+                # Other classes are annotated as well, and would count as missed.
                 evaluation.params.catIds = list(segmenter.model.config.category_ids)
                 evaluation.evaluate()
                 evaluation.accumulate()

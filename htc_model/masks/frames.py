@@ -1,7 +1,7 @@
 """Encodes masks that cover the whole image, of any resolution, as COCO masks, without drawing them at full size.
 
 Models with queries (DETR, Mask2Former and their kind) give one map of logits for each instance, over the whole image at
-a quarter of its resolution or less; other models give bitmaps. Their own post-processing stretches every map to the
+a quarter of its resolution or less; other models give bitmaps. Their own post-processing resizes every map to the
 photo's size bilinearly and compares each pixel with a threshold: 4.8 GB for a hundred instances on 12 megapixels.
 
 Here a map is sampled at the image's columns only, and only where the instance may be. Along a column the stretched map

@@ -121,7 +121,7 @@ class _Prepared(nn.Module):
 
 
 def _as_pasted(maps: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Return maps [N, 30, 30] and the boxes over which torchvision stretches them, whole pixels."""
+    """Return maps [N, 30, 30] and the boxes over which torchvision pastes them, whole pixels."""
     # `paste_masks_in_image`: a frame of zeros, and boxes that end with their last pixel.
     padded, scale = expand_masks(maps, padding=1)
     whole = expand_boxes(boxes, scale).to(torch.int64)

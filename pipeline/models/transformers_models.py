@@ -74,7 +74,7 @@ def name_classes(id2label: Mapping[int, str]) -> tuple[tuple[str, ...], tuple[in
     """Return the names and category ids of labels 0, 1, ...
 
     A name of COCO has COCO's category id, any other the number of its label; where that is taken, all of those are
-    1000 higher. A name that several labels have ("N/A") is told apart by their numbers.
+    1000 higher. A name that several labels have ("N/A") differs by their numbers.
     """
     labels = range(max((int(label) for label in id2label), default=-1) + 1)
     known = {int(label): str(name).strip() for label, name in id2label.items()}

@@ -1,4 +1,4 @@
-"""The caller's own `load_model`: how it is named, called and told apart."""
+"""The caller's own `load_model`: how it is named, called and identified."""
 
 import subprocess
 import sys

@@ -193,7 +193,7 @@ def test_classes_and_category_ids() -> None:
     name_classes = transformers_models.name_classes
     assert name_classes({0: "person", 1: "Dog"}) == (("person", "Dog"), (1, 18))
     assert name_classes({0: "hat", 1: "coat"}) == (("hat", "coat"), (0, 1))
-    # 12 and 26 are no ids of COCO's, as in DETR's checkpoints; names that occur twice are told apart.
+    # 12 and 26 are no ids of COCO's, as in DETR's checkpoints; names that occur twice get their numbers.
     assert name_classes({0: "N/A", 1: "person", 2: "N/A"}) == (("N/A 0", "person", "N/A 2"), (0, 1, 2))
     # Label 1 has the number that COCO gave to "person".
     assert name_classes({0: "person", 1: "hat"}) == (("person", "hat"), (1, 1001))

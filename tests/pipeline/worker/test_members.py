@@ -33,7 +33,7 @@ TWO = ("htc_lite0_fpn=untrained", "demo*2")
 
 
 class Here:
-    """Calls a host in this process with arrays that nobody may write, as they come out of Ray's store."""
+    """Calls a host in this process with read-only arrays, as they come out of Ray's store."""
 
     def __init__(self, host: MemberHost) -> None:
         self._host = host
