@@ -1,12 +1,12 @@
 """Bytes of one version of a file, read where they are needed: from memory, or by range requests with a small cache."""
 
-import io
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from pipeline.errors import IncompleteReadError
 from pipeline.storage.objects import ObjectInfo
+from pipeline.storage.range_file import SeekableFile
 from pipeline.storage.storage import Storage
 
 if TYPE_CHECKING:
@@ -137,34 +137,14 @@ def _joined(blocks: list[int]) -> list[tuple[int, int]]:
     return requests
 
 
-class RangeFile(io.RawIOBase):
+class RangeFile(SeekableFile):
     """Bytes as a file for reading and seeking, for format libraries."""
 
     def __init__(self, ranges: ByteRanges, on_error: Callable[[Exception], None] | None = None) -> None:
         """`on_error`: gets what reading raises, and the file seems to end there; by default it is raised."""
+        super().__init__(ranges.size)
         self._ranges = ranges
         self._on_error = on_error
-        self._position = 0
-
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seekable(self) -> bool:
-        """Return True."""
-        return True
-
-    def tell(self) -> int:
-        """Return the place from which the next read begins."""
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Set the place from which the next read begins."""
-        place = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._ranges.size}[whence] + offset
-        if place < 0:
-            raise ValueError(f"negative seek value {place}")
-        self._position = place
-        return place
 
     def readinto(self, buffer: "WriteableBuffer") -> int:
         """Fill a buffer; it stays unfilled only behind the end of the file."""

@@ -20,7 +20,6 @@ from pipeline.weights.fingerprint import ModelFingerprint
 log = logging.getLogger(__name__)
 
 LoadFunction = Callable[..., Any]
-PAGE = "docs/python.md"
 
 
 @dataclass(frozen=True)

@@ -62,30 +62,45 @@ def open_ranges(listed: ObjectInfo, size: int, read: ReadRange) -> StoredFile:
     return StoredFile(_Ranges(listed, size, read), listed)
 
 
-class _Ranges(io.RawIOBase):
-    """Unbuffered: each read is one request for exactly these bytes."""
+class SeekableFile(io.RawIOBase):
+    """A file for reading whose bytes come by place; subclasses fill buffers from `_position` on and move it.
 
-    def __init__(self, listed: ObjectInfo, size: int, read: ReadRange) -> None:
-        self._listed = listed
+    Args:
+        size: in bytes.
+    """
+
+    def __init__(self, size: int) -> None:
         self._size = size
-        self._read = read
         self._position = 0
 
     def readable(self) -> bool:
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
+        """Return True."""
         return True
 
     def tell(self) -> int:
+        """Return the place from which the next read begins."""
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        if origin + offset < 0:
-            raise ValueError(f"negative seek value {origin + offset}")
-        self._position = origin + offset
-        return self._position
+        """Set the place from which the next read begins."""
+        place = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence] + offset
+        if place < 0:
+            raise ValueError(f"negative seek value {place}")
+        self._position = place
+        return place
+
+
+class _Ranges(SeekableFile):
+    """Unbuffered: each read is one request for exactly these bytes."""
+
+    def __init__(self, listed: ObjectInfo, size: int, read: ReadRange) -> None:
+        super().__init__(size)
+        self._listed = listed
+        self._read = read
 
     def readinto(self, buffer: "WriteableBuffer") -> int:
         view = memoryview(buffer).cast("B")
